@@ -53,6 +53,7 @@ from rdsrepl.errors import BadValue, Refused, SlotActive
 from rdsrepl.render import document, log
 from rdsrepl.tail import run
 from rdsrepl.tail.formats.debezium_options import debezium_options
+from rdsrepl.tail.model import TableFilter
 from rdsrepl.tail.options import FormatName, KinesisOptions, StopConditions, TailOptions, stream_name
 from rdsrepl.tail.progress import Progress
 from rdsrepl.text.counts import counted
@@ -257,7 +258,7 @@ def _options(given: Mapping[str, Any], allowed: float, margin: float) -> TailOpt
         slot_name=str(given["slot"]),
         format=form,
         publications=_names(given, "publications"),
-        tables=_names(given, "tables"),
+        tables=TableFilter(_names(given, "tables")),
         stop=StopConditions(
             duration_seconds=allowed, idle_seconds=_seconds(given, "idle_exit", None), drain_seconds=margin / 2
         ),

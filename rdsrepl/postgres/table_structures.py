@@ -17,6 +17,13 @@ if TYPE_CHECKING:
 
 #: Schema and name of a table.
 TableName = tuple[str, str]
+#: The columns of a table that ``rdsrepl snapshot create-table`` creates, with their types.
+SNAPSHOT_STATE_COLUMNS: Final = {
+    "slot_name": "text",
+    "writer": "text",
+    "saved_at": "timestamp with time zone",
+    "content": "text",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +66,11 @@ class TableStructure:
     def full_name(self) -> TableName:
         """Schema and name."""
         return self.schema, self.name
+
+    @property
+    def has_snapshot_state(self) -> bool:
+        """Whether it is a table in which rdsrepl keeps the state of snapshots; no stream has its changes."""
+        return {name: one.text for name, one in self.columns.items()} == SNAPSHOT_STATE_COLUMNS
 
 
 _TABLES: Final = """

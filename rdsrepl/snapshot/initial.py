@@ -34,7 +34,7 @@ from rdsrepl.snapshot.stream import keeps_table_order, unsupported
 from rdsrepl.snapshot.tables import TableRange
 from rdsrepl.snapshot.worker import Snapshot
 from rdsrepl.snapshot.workers import Workers
-from rdsrepl.tail.model import TableFilter, Transaction
+from rdsrepl.tail.model import Transaction
 from rdsrepl.tail.options import TailOptions
 from rdsrepl.tail.preflight import PreflightResult
 from rdsrepl.tail.sinks.base import Sink
@@ -212,7 +212,7 @@ def _job(
     with control.transaction():
         control.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
         control.execute(source.take_over_statement())
-        wanted = TableFilter(options.tables)
+        wanted = options.tables
         found = snapshot_tables.ls(control, checked.publications, wanted.wants)
         if missing := wanted.unmatched([table.full_name for table in found]):
             raise NotFound(

@@ -15,7 +15,7 @@ from rdsrepl.postgres.error_mapping import PRIMARY_REMEDY
 from rdsrepl.postgres.table_structures import TableName
 from rdsrepl.snapshot import chunks, requests
 from rdsrepl.snapshot.requests import Control, Method, Request, Signal, Verb, table_text
-from rdsrepl.snapshot.state import FilePlace, Place, SnapshotState, TablePlace
+from rdsrepl.snapshot.state import FilePlace, Place, SnapshotState
 from rdsrepl.snapshot.transitions import after
 from rdsrepl.text.commands import command
 from rdsrepl.text.counts import counted, named
@@ -107,8 +107,7 @@ def start(
 
 
 def _all_tables(conn: Connection, publications: Sequence[str], state: Place) -> list[TableName]:
-    own = (state.schema, state.table) if isinstance(state, TablePlace) else None
-    return sorted(name for name in table_structures.published(conn, publications) if name != own)
+    return sorted(name for name in table_structures.published(conn, publications) if name not in state.tables)
 
 
 def _contents(tables: Sequence[chunks.ChunkTable]) -> str:

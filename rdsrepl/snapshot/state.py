@@ -24,6 +24,7 @@ from typing import Any, Final, Protocol, TypeVar
 from rdsrepl.config import state_directory
 from rdsrepl.errors import BadState, BadValue, InUse, SinkFailed
 from rdsrepl.postgres.sql_names import parse_name
+from rdsrepl.postgres.table_structures import TableName
 from rdsrepl.snapshot import requests
 from rdsrepl.snapshot.requests import Malformed, Method, Request
 from rdsrepl.state import json_lines
@@ -173,6 +174,11 @@ class FilePlace:
 
     path: Path | None = None
 
+    @property
+    def tables(self) -> tuple[TableName, ...]:
+        """The tables that have the state, which no output has."""
+        return ()
+
     def __str__(self) -> str:
         return "the default file" if self.path is None else str(self.path)
 
@@ -183,6 +189,11 @@ class TablePlace:
 
     schema: str
     table: str
+
+    @property
+    def tables(self) -> tuple[TableName, ...]:
+        """The tables that have the state, which no output has."""
+        return ((self.schema, self.table),)
 
     def __str__(self) -> str:
         return f"table:{requests.table_text(self.schema, self.table)}"

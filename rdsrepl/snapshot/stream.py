@@ -15,7 +15,6 @@ from rdsrepl.snapshot.initial_state import is_initial
 from rdsrepl.snapshot.state import FilePlace, Place, SnapshotState, Status, Store
 from rdsrepl.snapshot.transitions import Allowed
 from rdsrepl.tail.formats.type_catalog import Catalog
-from rdsrepl.tail.model import TableFilter
 from rdsrepl.tail.options import FormatName, TailOptions
 from rdsrepl.tail.pipeline import snapshot_format
 from rdsrepl.text.commands import command
@@ -65,7 +64,7 @@ class StreamSnapshots(IncrementalSnapshots):
             is_plain=options.format is not FormatName.debezium,
             needs_state=needs_state,
         )
-        wants = TableFilter(options.tables).wants
+        wants = options.tables.wants
         self._reader = ChunkReader(
             self.shared,
             target,

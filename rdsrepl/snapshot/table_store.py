@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 from rdsrepl import errors
 from rdsrepl.plan import Plan, Statement
+from rdsrepl.postgres.table_structures import SNAPSHOT_STATE_COLUMNS
 from rdsrepl.snapshot import state
 from rdsrepl.snapshot.requests import table_text
 from rdsrepl.snapshot.state import SnapshotState, StreamIdentity, TablePlace
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from rdsrepl.postgres.connection import Connection
 
 _SETTINGS: Final = {"synchronous_commit": "on", "lock_timeout": "10s"}
-_COLUMNS: Final = ("slot_name text", "writer text", "saved_at timestamp with time zone", "content text")
+_COLUMNS: Final = tuple(f"{name} {type_}" for name, type_ in SNAPSHOT_STATE_COLUMNS.items())
 _CREATE_SCHEMA: Final = "CREATE SCHEMA {}"
 _CREATE_TABLE: Final = """
 CREATE TABLE {} (slot_name text PRIMARY KEY, writer text NOT NULL, saved_at timestamptz NOT NULL, content text NOT NULL)

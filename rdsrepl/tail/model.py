@@ -234,15 +234,23 @@ class StreamHook(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class TableFilter:
-    """Which tables to stream: shell patterns on ``schema.table``, or without a dot on the table's name alone."""
+    """Which tables to stream.
+
+    Attributes:
+        patterns: shell patterns on ``schema.table``, or without a dot on the table's name alone; none is all tables.
+        left_out: schema and name of tables that are left out nevertheless.
+    """
 
     patterns: tuple[str, ...] = field(default=())
+    left_out: tuple[tuple[str, str], ...] = field(default=())
 
     def __bool__(self) -> bool:
-        return bool(self.patterns)
+        return bool(self.patterns or self.left_out)
 
     def wants(self, schema: str, table: str) -> bool:
         """Return whether a table is to be streamed."""
+        if (schema, table) in self.left_out:
+            return False
         if not self.patterns:
             return True
         return any(fnmatchcase(f"{schema}.{table}" if "." in p else table, p) for p in self.patterns)

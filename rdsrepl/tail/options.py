@@ -14,6 +14,7 @@ from rdsrepl.lsn import Lsn
 from rdsrepl.tail.formats.debezium_options import DebeziumOptions
 from rdsrepl.tail.heartbeat import HeartbeatOptions
 from rdsrepl.tail.metrics import MetricsOptions
+from rdsrepl.tail.model import TableFilter
 
 #: returns what the user calls an option, so that an error names ``--partition-by`` or ``RDSREPL_PARTITION_BY``.
 OptionName = Callable[[str], str]
@@ -172,7 +173,7 @@ class TailOptions:
         format: how a change is written.
         publications: to stream (pgoutput); empty is the database's only one.
         plugin_options: replace ours of the same name.
-        tables: patterns of the tables to stream; empty is all.
+        tables: the tables to stream.
         from_lsn: where to start instead of at the slot's position.
         stop: when to stop without a signal.
         confirm: whether positions are confirmed.
@@ -196,7 +197,7 @@ class TailOptions:
     format: FormatName
     publications: tuple[str, ...] = ()
     plugin_options: Mapping[str, str] = field(default_factory=dict)
-    tables: tuple[str, ...] = ()
+    tables: TableFilter = field(default_factory=TableFilter)
     from_lsn: Lsn | None = None
     stop: StopConditions = field(default_factory=StopConditions)
     confirm: bool = True

@@ -19,7 +19,7 @@ from rdsrepl.tail.engine import Tail
 from rdsrepl.tail.formats.type_catalog import Catalog
 from rdsrepl.tail.heartbeat import Heartbeat
 from rdsrepl.tail.metrics import Exporter
-from rdsrepl.tail.model import StreamHook, TableFilter
+from rdsrepl.tail.model import StreamHook
 from rdsrepl.tail.options import FormatName, KinesisOptions, TailOptions
 from rdsrepl.tail.output import Output, check_file, open_output
 from rdsrepl.tail.pipeline import assemble
@@ -109,7 +109,7 @@ def run(
     if options.stop.until_now:
         options = replace(options, stop=replace(options.stop, until_lsn=int(checked.current_lsn)))
     _check_options(options, checked, observer)
-    for reason in preflight.unmatched(target, checked, TableFilter(options.tables)):
+    for reason in preflight.unmatched(target, checked, options.tables):
         observer.warn(shown(reason))
     heartbeat: Heartbeat | None = None
     if options.heartbeat is not None:
@@ -126,7 +126,7 @@ def run(
             checked,
             options.format,
             catalog,
-            tables=TableFilter(options.tables),
+            tables=options.tables,
             given=options.plugin_options,
             until_lsn=options.stop.until_lsn,
             colour=colour,

@@ -112,10 +112,12 @@ def select(
     names = None if sent is None else list(sent)
     if wanted:
         names = sorted(wanted)
-    here = table_structures.ls(source, names)
+    here, there = (
+        [table for table in table_structures.ls(conn, names) if wanted or not table.has_snapshot_state]
+        for conn in (source, target)
+    )
     if sent is not None:
         here = [_as_sent(table, sent) for table in here if table.full_name in sent or wanted]
-    there = table_structures.ls(target, names)
     tables, findings = structure.compare(here, there, only_common=names is not None)
     known = {(table.schema, table.name) for table in received}
     findings += _not_received(here, received, known)

@@ -154,6 +154,7 @@ def _tables(conn: Connection, options: StreamOptions) -> list[TableStructure]:
     return [
         replace(table, published_columns=sent[table.full_name][0], row_filter=sent[table.full_name][1])
         for table in table_structures.ls(conn, wanted or list(sent))
+        if wanted or not table.has_snapshot_state
     ]
 
 

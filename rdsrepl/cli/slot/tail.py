@@ -72,16 +72,18 @@ def tail(
 
     Example: rdsrepl slot tail orders_cdc --publication orders --format json > orders.jsonl
     """
+    from rdsrepl.tail.model import TableFilter
     from rdsrepl.tail.options import TailOptions
 
     set_log_format(ctx, service.log_format)
+    place = requested.place()
     to_kinesis, to_file = kinesis.options(to, changes.format), file.options(to)
     options = TailOptions(
         slot,
         changes.format_or_default(to_stdout=to_kinesis is None and to_file is None),
         publications=tuple(changes.publication or ()),
         plugin_options=changes.plugin_options(),
-        tables=tuple(changes.table or ()),
+        tables=TableFilter(tuple(changes.table or ()), place.tables),
         from_lsn=start.from_lsn,
         stop=stop.conditions(),
         confirm=not start.no_confirm,
@@ -99,7 +101,6 @@ def tail(
         behind=None if start.behind is None else other_target(ctx, start.behind, "--behind"),
     )
     target = database_target(ctx)
-    place = requested.place()
     creation = snapshot_with.creation(ctx, target, options, place) or _WithoutSnapshot(ctx, target, options)
     report(
         ctx,
@@ -129,6 +130,7 @@ def peek(
 
     Example: rdsrepl slot peek orders_cdc --limit 5
     """
+    from rdsrepl.tail.model import TableFilter
     from rdsrepl.tail.options import StopConditions, TailOptions
 
     options = TailOptions(
@@ -136,7 +138,7 @@ def peek(
         changes.format_or_default(to_stdout=True),
         publications=tuple(changes.publication or ()),
         plugin_options=changes.plugin_options(),
-        tables=tuple(changes.table or ()),
+        tables=TableFilter(tuple(changes.table or ())),
         stop=StopConditions(until_now=True, limit=limit, duration_seconds=timeout),
         confirm=False,
         active_wait_seconds=0.0,
