@@ -16,13 +16,13 @@ SELECT coalesce(nullif(r.application_name, ''), 'PID ' || r.pid), extract(epoch 
  WHERE r.replay_lsn < pg_catalog.pg_current_wal_flush_lsn() AND r.replay_lag IS NOT NULL
    AND NOT EXISTS (SELECT FROM pg_catalog.pg_replication_slots s
                     WHERE s.slot_type = 'logical' AND s.active_pid = r.pid)
- ORDER BY r.replay_lag DESC LIMIT 1
+ ORDER BY r.replay_lag DESC
 """
 
 
 @dataclass(frozen=True, slots=True)
 class StandbyLag:
-    """The standby that is the farthest behind.
+    """A standby that has not replayed everything.
 
     Attributes:
         name: its ``application_name``.
@@ -33,10 +33,9 @@ class StandbyLag:
     seconds: float
 
 
-def longest(conn: Connection) -> StandbyLag | None:
-    """Return the standby of a primary that is the farthest behind; None if all have replayed everything.
+def ls(conn: Connection) -> tuple[StandbyLag, ...]:
+    """Return the standbys of a primary that have not replayed everything, the farthest behind first.
 
     A role without the rights of ``pg_read_all_stats`` sees none.
     """
-    row = conn.execute(_STANDBYS).fetchone()
-    return None if row is None else StandbyLag(*row)
+    return tuple(StandbyLag(*row) for row in conn.execute(_STANDBYS).fetchall())

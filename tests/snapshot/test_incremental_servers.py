@@ -9,6 +9,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 from rdsrepl.lsn import Lsn
+from rdsrepl.postgres import standby_lag
 from rdsrepl.snapshot.requests import PREFIX, Request, encode
 from tests.fixtures.failover import failover_pair
 from tests.fixtures.postgres import Database, Servers
@@ -59,6 +60,9 @@ def test_rows_of_a_replica_that_lags_and_is_promoted(servers: Servers, rdsrepl: 
                 "DELETE FROM t WHERE id % 7 = 0",
                 "INSERT INTO t VALUES (2000, 'y', 1)",
             )
+            with closing(primary.connect()) as conn:
+                (behind,) = wait_until(lambda: standby_lag.ls(conn), "the server says how late the replica is")
+            assert behind.name == "standby" and behind.seconds > 0
             state = tail.wait_for("far")
             assert state["tables"][0]["conflicts"] > 0, "the replica had not replayed the changes"
             standby.run("SELECT pg_wal_replay_resume()")
