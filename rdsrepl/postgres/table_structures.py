@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from rdsrepl.postgres import versions
+from rdsrepl.postgres import collations, versions
+from rdsrepl.postgres.collations import Ordering
 from rdsrepl.postgres.connection import server_version
 
 if TYPE_CHECKING:
@@ -33,10 +34,14 @@ class ColumnType:
     Attributes:
         text: as SQL writes it, with its schema where it is not a built-in type and without a modifier.
         builtin: its name in ``pg_catalog``, for a domain that of its base type; None for another type.
+        ordering: how the server sorts it, if its order depends on a collation.
+        is_generated: the server computes its values.
     """
 
     text: str
     builtin: str | None
+    ordering: Ordering | None = None
+    is_generated: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,11 +50,11 @@ class TableStructure:
 
     Attributes:
         relkind: ``r`` for an ordinary table, ``p`` for a partitioned table.
-        columns: the types of its columns by name, in the table's order, without generated columns.
+        columns: the types of its columns by name, in the table's order.
         keys: its valid, immediate, unique indexes on columns that are not null: the primary key first, then the
             replica identity.
         estimated_rows: what the last ANALYZE or VACUUM counted; 0 where none ran.
-        published_columns: what the publication sends; None is all columns.
+        published_columns: what the publication sends; None is all columns that are not generated.
         row_filter: the publication's row filter, as the server prints it; None without one.
     """
 
@@ -72,6 +77,13 @@ class TableStructure:
         """Whether it is a table in which rdsrepl keeps the state of snapshots; no stream has its changes."""
         return {name: one.text for name, one in self.columns.items()} == SNAPSHOT_STATE_COLUMNS
 
+    @property
+    def sent(self) -> tuple[str, ...]:
+        """The columns that are sent, in the table's order."""
+        if self.published_columns is None:
+            return tuple(name for name, type_ in self.columns.items() if not type_.is_generated)
+        return tuple(name for name in self.columns if name in self.published_columns)
+
 
 _TABLES: Final = """
 SELECT c.oid, n.nspname::text, c.relname::text, c.relkind::text, greatest(c.reltuples, 0)::bigint
@@ -93,9 +105,10 @@ _COLUMNS: Final = """
 SELECT a.attrelid, a.attname::text, pg_catalog.format_type(a.atttypid, NULL),
        (SELECT b.typname::text FROM pg_catalog.pg_type b
          WHERE b.oid = CASE t.typtype WHEN 'd' THEN t.typbasetype ELSE t.oid END
-           AND b.typnamespace = 'pg_catalog'::regnamespace AND b.typtype = 'b')
+           AND b.typnamespace = 'pg_catalog'::regnamespace AND b.typtype = 'b'),
+       a.attcollation, a.attgenerated <> ''
   FROM pg_catalog.pg_attribute a JOIN pg_catalog.pg_type t ON t.oid = a.atttypid
- WHERE a.attrelid = ANY (%s) AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = ''
+ WHERE a.attrelid = ANY (%s) AND a.attnum > 0 AND NOT a.attisdropped
  ORDER BY a.attrelid, a.attnum
 """
 _KEYS: Final = """
@@ -111,6 +124,15 @@ SELECT i.indrelid,
                      JOIN pg_catalog.pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = k.attnum
                     WHERE k.place <= i.indnkeyatts AND NOT a.attnotnull)
  ORDER BY i.indrelid, i.indisprimary DESC, i.indisreplident DESC, i.indnatts, i.indexrelid
+"""
+# Before 18 the list of a publication names generated columns, which the server does not send.
+_SENT: Final = """
+(SELECT coalesce(array_agg(n.name::text), '{{}}') FROM unnest(t.attnames) n (name)
+  WHERE {is_exact}
+     OR NOT EXISTS (SELECT FROM pg_catalog.pg_attribute a
+                      JOIN pg_catalog.pg_class c ON c.oid = a.attrelid AND c.relname = t.tablename
+                      JOIN pg_catalog.pg_namespace s ON s.oid = c.relnamespace AND s.nspname = t.schemaname
+                     WHERE a.attname = n.name AND a.attgenerated <> ''))
 """
 _PUBLISHED: Final = """
 SELECT t.schemaname::text, t.tablename::text, {columns}, {filter}, p.pubviaroot
@@ -142,8 +164,10 @@ def ls(conn: Connection, names: Sequence[TableName] | None = None) -> list[Table
         tables = conn.execute(_TABLES + _NAMED, wanted).fetchall()
     oids = [row[0] for row in tables]
     columns: dict[int, dict[str, ColumnType]] = {oid: {} for oid in oids}
-    for oid, name, text, builtin in conn.execute(_COLUMNS, (oids,)).fetchall():
-        columns[oid][name] = ColumnType(text, builtin)
+    found = conn.execute(_COLUMNS, (oids,)).fetchall()
+    orderings = collations.ls(conn, (row[4] for row in found))
+    for oid, name, text, builtin, collation, is_generated in found:
+        columns[oid][name] = ColumnType(text, builtin, orderings.get(collation), is_generated)
     keys: dict[int, list[tuple[str, ...]]] = {oid: [] for oid in oids}
     for oid, key in conn.execute(_KEYS, (oids,)).fetchall():
         keys[oid].append(tuple(key))
@@ -163,9 +187,11 @@ def published(
     """
     from psycopg import sql
 
-    has_lists = server_version(conn) >= versions.PUBLICATION_FILTERS_SINCE
+    version = server_version(conn)
+    has_lists = version >= versions.PUBLICATION_FILTERS_SINCE
+    exactly = sql.SQL(_SENT).format(is_exact=sql.Literal(version >= versions.GENERATED_COLUMNS_SINCE))
     query = sql.SQL(_PUBLISHED).format(
-        columns=sql.SQL("t.attnames::text[]" if has_lists else "NULL::text[]"),
+        columns=exactly if has_lists else sql.SQL("NULL::text[]"),
         filter=sql.SQL("t.rowfilter" if has_lists else "NULL::text"),
     )
     sent: dict[TableName, tuple[frozenset[str] | None, str | None]] = {}

@@ -44,11 +44,22 @@ def fetch(conn: Connection, query: Composed, *, is_limited: bool = True) -> list
 
 
 def in_parts(
-    conn: Connection, items: Sequence[_Item], query: Callable[[Sequence[_Item]], Composed]
+    conn: Connection,
+    items: Sequence[_Item],
+    query: Callable[[Sequence[_Item]], Composed],
+    *,
+    is_limited: bool = True,
 ) -> Iterator[tuple[Sequence[_Item], list[Any]]]:
-    """Yield items and the rows of the query for them: all items at once, or parts of them if that takes too long."""
+    """Yield items and the rows of the query for them: all items at once, or parts of them if that takes too long.
+
+    Args:
+        conn: a connection with ``SETTINGS``.
+        items: the items.
+        query: returns the query for some of them.
+        is_limited: parts are faster than the whole; without an index they are not.
+    """
     try:
-        yield items, fetch(conn, query(items), is_limited=len(items) > 1)
+        yield items, fetch(conn, query(items), is_limited=is_limited and len(items) > 1)
     except TookTooLongError:
         half = len(items) // 2
         yield from in_parts(conn, items[:half], query)

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 ReadRows = Callable[[Sequence[Key]], Mapping[Key, Reading]]
 
 _KEYS_PER_STATEMENT: Final = 1_000
+# Without an index, each statement reads the table.
+_KEYS_PER_SCAN: Final = 20_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,9 +90,12 @@ def by_key(conn: Connection, side: Side) -> ReadRows:
 
     def read(keys: Sequence[Key]) -> dict[Key, Reading]:
         found: dict[Key, Reading] = {}
-        for start in range(0, len(keys), _KEYS_PER_STATEMENT):
-            some = keys[start : start + _KEYS_PER_STATEMENT]
-            for part, rows in limited.in_parts(conn, some, partial(statements.lookup, side)):
+        step = _KEYS_PER_STATEMENT if side.is_indexed else _KEYS_PER_SCAN
+        for start in range(0, len(keys), step):
+            some = keys[start : start + step]
+            for part, rows in limited.in_parts(
+                conn, some, partial(statements.lookup, side), is_limited=side.is_indexed
+            ):
                 found |= {part[place - 1]: Reading(*reading) for place, *reading in rows}
         return found
 

@@ -69,13 +69,26 @@ class Differences:
     Attributes:
         source_rows, target_rows: the rows that each side had, each range at its own moment.
         suspects: the keys of rows that differed, as text.
-        is_complete: whether all rows that differed are among the suspects.
     """
 
     source_rows: int = 0
     target_rows: int = 0
     suspects: set[Key] = field(default_factory=set)
-    is_complete: bool = True
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether all rows that differed are among the suspects."""
+        return len(self.suspects) <= MOST_SUSPECTS
+
+    def add_rows(self, pair: Pair, of_source: Composed, of_target: Composed, *, is_limited: bool = False) -> None:
+        """Read rows of both sides, and add the keys of those that differ.
+
+        Raises:
+            TookTooLongError: a statement took too long.
+        """
+        both = pair.both(of_source, of_target, is_limited=is_limited)
+        here, there = ({row[:-1]: row[-1] for row in rows} for rows in both)
+        self.suspects.update(key for key in here.keys() | there.keys() if here.get(key) != there.get(key))
 
 
 def differences(pair: Pair, source: Side, target: Side, progress: Callable[[int], None]) -> Differences:
@@ -145,16 +158,25 @@ class _Comparison:
         if here == there or not self.found.is_complete:
             return
         rows = max(here.rows, there.rows)
+        if rows <= _FEW_ROWS and self._read(one, is_limited=rows > 1):
+            return
         step = -(-rows // _PARTS)
-        parts: Sequence[Range] = ()
-        if rows > _FEW_ROWS:
-            inner = self.bounds(one, step, of_source=here.rows >= there.rows)
-            parts = _chained(one.low, inner, one.high)
+        inner = self.bounds(one, step, of_source=here.rows >= there.rows)
+        parts = _chained(one.low, inner, one.high)
         if len(parts) < 2:
-            self._read(one)
+            self._read(one, is_limited=False)
             return
         for part, of_source, of_target in self._totals(parts, step):
             self._examine(part, of_source, of_target)
+
+    def _read(self, one: Range, *, is_limited: bool) -> bool:
+        """Add the rows of a range that differ to the suspects; return False if that takes too long."""
+        queries = (statements.rows(side, one) for side in (self.source, self.target))
+        try:
+            self.found.add_rows(self.pair, *queries, is_limited=is_limited)
+        except limited.TookTooLongError:
+            return False
+        return True
 
     def _totals(self, chain: Sequence[Range], step: int) -> Iterator[tuple[Range, Total, Total]]:
         """Yield ranges of about STEP rows, with their totals; smaller ones where that takes too long."""
@@ -177,13 +199,6 @@ class _Comparison:
         for some in (chain[:half], chain[half:]):
             if some:
                 yield from self._totals(some, step)
-
-    def _read(self, one: Range) -> None:
-        queries = (statements.rows(side, one) for side in (self.source, self.target))
-        both = self.pair.both(*queries, is_limited=False)
-        here, there = ({row[:-1]: row[-1] for row in rows} for rows in both)
-        self.found.suspects.update(key for key in here.keys() | there.keys() if here.get(key) != there.get(key))
-        self.found.is_complete = len(self.found.suspects) <= MOST_SUSPECTS
 
 
 @dataclass(frozen=True, slots=True)

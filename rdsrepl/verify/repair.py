@@ -73,10 +73,10 @@ def _values(
     from psycopg import sql
 
     keys = [key for key, (state, _) in proven.items() if state is not RowState.extra]
-    texts = sql.SQL(", ").join(sql.SQL("{}::text").format(sql.Identifier("t", one.name)) for one in table.columns)
+    texts = sql.SQL(", ").join(map(statements.text, table.columns))
     found: dict[Key, Sequence[str | None]] = {}
     query = partial(statements.lookup, side, extra=[sql.SQL("ARRAY[{}]").format(texts)])
-    for some, rows in limited.in_parts(source, keys, query) if keys else ():
+    for some, rows in limited.in_parts(source, keys, query, is_limited=side.is_indexed) if keys else ():
         for place, fingerprint, version, _, values in rows:
             read = proven[some[place - 1]][1].after
             if read is not None and (read.fingerprint, read.version) == (fingerprint, version):

@@ -8,7 +8,10 @@ a key, and every table before 14, has the sum of ``hashtextextended`` of the row
 
 A hash function must give the same value in every version and for equal values; ``_HASHED`` names the types for which
 that was tried on 15, 16 and 18. All other values are hashed as text. Enums are among them: their hash is that of an
-OID, which depends on the order in which objects were created.
+OID, which depends on the order in which objects were created; so are intervals, of which a month equals 30 days.
+
+The owner of a type can define its cast to text, which then runs with the rights of the role that reads the table. The
+text of such a type is what its output function returns: ``concat`` uses no cast.
 """
 
 from __future__ import annotations
@@ -43,7 +46,6 @@ _HASHED: Final = frozenset(
         "timetz",
         "timestamp",
         "timestamptz",
-        "interval",
         "uuid",
         "inet",
         "cidr",
@@ -96,8 +98,10 @@ class Side:
     Attributes:
         name: the name of the table.
         relation: what stands after FROM, with the alias ``t``.
-        key: the expressions of the key, in its order.
+        key: the expressions of the key's columns.
         key_types: the type of each.
+        is_indexed: the index of the key finds rows by these expressions.
+        is_ordered: it also has them in an order, the same on both sides.
         fingerprint: the expression of a row's fingerprint, an int8.
         aggregate: the function that combines the fingerprints of a range.
         row_filter: which rows are compared; None is all.
@@ -107,6 +111,8 @@ class Side:
     relation: Composed
     key: tuple[Composed, ...]
     key_types: tuple[Composable, ...]
+    is_indexed: bool
+    is_ordered: bool
     fingerprint: Composed
     aggregate: SQL
     row_filter: Composed | None
@@ -131,6 +137,8 @@ def side(table: ComparedTable, *, is_source: bool, hashes_records: bool, exact_t
         sql.SQL("{}{} AS t").format(keyword, sql.Identifier(table.schema, table.name)),
         tuple(_key_expression(column) for column in table.key),
         tuple(_key_type(column) for column in table.key),
+        all(map(_is_indexed, table.key)),
+        all(_is_indexed(column) and column.sorts_equally for column in table.key),
         fingerprint(table.columns, hashes_records=hashes_records, exact_text=exact_text),
         sql.SQL("bit_xor" if hashes_records else "sum"),
         sql.Composed([sql.SQL("("), sql.SQL(table.row_filter or ""), sql.SQL(")")]) if is_filtered else None,
@@ -155,30 +163,79 @@ def value(column: ComparedColumn, *, exact_text: bool) -> Composed:
     name = sql.Identifier("t", column.name)
     if column.builtin in _HASHED and not exact_text:
         return sql.SQL("{}::{}").format(name, sql.Identifier("pg_catalog", str(column.builtin)))
+    return text(column)
+
+
+def text(column: ComparedColumn) -> Composed:
+    """Return the expression of a column's value as text, or NULL."""
+    from psycopg import sql
+
+    name = sql.Identifier("t", column.name)
+    if column.builtin is None:
+        # NULL is not a row of NULLs.
+        is_known = sql.SQL("CASE WHEN pg_catalog.num_nulls({}) = 0 THEN pg_catalog.concat({}) END")
+        return is_known.format(name, name)
     if column.builtin in _CASTS:
-        name_as = sql.Identifier("pg_catalog", _CASTS[str(column.builtin)])
-        return sql.SQL("{}::{}::text").format(name, name_as)
+        return sql.SQL("{}::{}::text").format(name, sql.Identifier("pg_catalog", _CASTS[column.builtin]))
     return sql.SQL("{}::text").format(name)
 
 
-def _is_ordered(column: ComparedColumn) -> bool:
-    return column.builtin in _ORDERED
+def _is_indexed(column: ComparedColumn) -> bool:
+    return column.builtin in _ORDERED and column.is_deterministic
 
 
 def _key_expression(column: ComparedColumn) -> Composed:
     from psycopg import sql
 
     name = sql.Identifier("t", column.name)
-    if _is_ordered(column):
+    if _is_indexed(column):
         return sql.Composed([name])
-    # An operator of another schema is not found with an empty search_path; this order needs none.
-    return sql.SQL('({}::text COLLATE "C")').format(name)
+    # An operator of another schema is not found with an empty search_path.
+    return sql.SQL('(pg_catalog.concat({}) COLLATE "C")').format(name)
 
 
 def _key_type(column: ComparedColumn) -> Composable:
     from psycopg import sql
 
-    return sql.Identifier("pg_catalog", str(column.builtin) if _is_ordered(column) else "text")
+    return sql.Identifier("pg_catalog", str(column.builtin) if _is_indexed(column) else "text")
+
+
+def buckets(table: Side, count: int) -> Composed:
+    """Return the query for the number of rows and the fingerprint of each bucket of a table, by hashes of the key."""
+    from psycopg import sql
+
+    return sql.SQL(
+        "SELECT {bucket}, count(*), coalesce({aggregate}({hash}), 0) FROM {relation} WHERE {where} GROUP BY 1"
+    ).format(
+        bucket=_bucket(table, count),
+        aggregate=table.aggregate,
+        hash=table.fingerprint,
+        relation=table.relation,
+        where=_inside(table, Range(None, None)),
+    )
+
+
+def rows_of_buckets(table: Side, count: int, wanted: Sequence[int]) -> Composed:
+    """Return the query for the key, as text, and the fingerprint of each row of some buckets."""
+    from psycopg import sql
+
+    return sql.SQL("SELECT {keys}, {hash} FROM {relation} WHERE {where} AND {bucket} = ANY ({wanted})").format(
+        keys=_texts(table),
+        hash=table.fingerprint,
+        relation=table.relation,
+        where=_inside(table, Range(None, None)),
+        bucket=_bucket(table, count),
+        wanted=sql.Literal(list(wanted)),
+    )
+
+
+def _bucket(table: Side, count: int) -> Composed:
+    """Return the expression of a row's bucket, from 0 to COUNT - 1; COUNT is a power of two."""
+    from psycopg import sql
+
+    return sql.SQL("(pg_catalog.hashtextextended(ROW({})::text, 0) & {}::bigint)").format(
+        _texts(table), sql.Literal(count - 1)
+    )
 
 
 def bounds(table: Side, wanted: Range, step: int, count: int) -> Composed:

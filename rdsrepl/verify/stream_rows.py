@@ -92,9 +92,8 @@ def _source_rows(
     """Yield the key and the JSON text of each row of the source."""
     from psycopg import sql
 
-    sent = [name for name in table.columns if table.published_columns is None or name in table.published_columns]
     query = sql.SQL("SELECT row_to_json(r)::text FROM (SELECT {columns} FROM {only}{table} AS t {where}) r").format(
-        columns=sql.SQL(", ").join(sql.Identifier("t", name) for name in sent),
+        columns=sql.SQL(", ").join(sql.Identifier("t", name) for name in table.sent),
         only=sql.SQL("" if table.relkind == "p" else "ONLY "),
         table=sql.Identifier(table.schema, table.name),
         where=sql.SQL("" if table.row_filter is None else f"WHERE ({table.row_filter})"),

@@ -4,10 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from rdsrepl.postgres.sql_names import quote_if_needed
 from rdsrepl.postgres.table_structures import ColumnType, TableName, TableStructure
 from rdsrepl.text.counts import counted
+
+_COMMON_TYPES: Final = (
+    ("int8", frozenset(("int2", "int4", "int8"))),
+    ("numeric", frozenset(("int2", "int4", "int8", "numeric"))),
+    ("text", frozenset(("text", "varchar"))),
+    ("jsonb", frozenset(("json", "jsonb"))),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,12 +23,16 @@ class ComparedColumn:
     """A column that both tables have.
 
     Attributes:
-        builtin: its type in ``pg_catalog`` where that is the same on both sides, for a domain its base type; None
-            where the values are compared as text.
+        builtin: the type in ``pg_catalog`` that both sides have, or that both can be converted to without a loss; for
+            a domain its base type; None where the values are compared as text.
+        sorts_equally: both sides sort its values in the same order.
+        is_deterministic: no side has a collation by which texts that are not the same bytes are equal.
     """
 
     name: str
     builtin: str | None
+    sorts_equally: bool = True
+    is_deterministic: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,20 +111,27 @@ def compare(
 
 
 def _pair(source: TableStructure, target: TableStructure) -> tuple[ComparedTable, list[str]]:
-    sent = [name for name in source.columns if source.published_columns is None or name in source.published_columns]
-    missing = [name for name in sent if name not in target.columns]
+    findings: list[str] = []
+    missing = [name for name in source.sent if name not in target.columns]
+    if missing:
+        findings.append(f"{counted(len(missing), 'column')} missing on the target: {_names(missing)}")
+    generated = [name for name in source.sent if name in target.columns and target.columns[name].is_generated]
+    if generated:
+        findings.append(f"generated on the target, and not compared: {_names(generated)}")
     columns: dict[str, ComparedColumn] = {}
     notes: list[str] = []
-    for name in sorted(sent):
-        if name in missing:
-            continue
+    for name in sorted(set(source.sent) - {*missing, *generated}):
         here, there = source.columns[name], target.columns[name]
-        columns[name] = ComparedColumn(name, here.builtin if _is_same(here, there) else None)
-        if here.text != there.text and not _is_same(here, there):
+        columns[name] = _column(name, here, there)
+        if here.text != there.text and (here.builtin is None or here.builtin != there.builtin):
             notes.append(f"column {quote_if_needed(name)} is {here.text} here and {there.text} on the target")
+    if more := [name for name in target.sent if name not in source.columns]:
+        notes.append(f"not compared, because only the target has it: {_names(more)}")
     key = _common_key(source.keys, target.keys, columns)
     if not key:
         notes.append("no unique key on both sides: the rows that differ are not named")
+    elif not all(columns[name].sorts_equally for name in key):
+        notes.append(f"the sides sort {_names(key)} differently: the table is read as a whole, not by its key")
     compared = ComparedTable(
         source.schema,
         source.name,
@@ -124,12 +143,24 @@ def _pair(source: TableStructure, target: TableStructure) -> tuple[ComparedTable
         source.estimated_rows,
         tuple(notes),
     )
-    names = ", ".join(map(quote_if_needed, missing))
-    return compared, [f"{counted(len(missing), 'column')} missing on the target: {names}"] if missing else []
+    return compared, findings
 
 
-def _is_same(here: ColumnType, there: ColumnType) -> bool:
-    return here.builtin is not None and here.builtin == there.builtin
+def _names(columns: Iterable[str]) -> str:
+    return ", ".join(map(quote_if_needed, columns))
+
+
+def _column(name: str, here: ColumnType, there: ColumnType) -> ComparedColumn:
+    builtin = here.builtin if here.builtin == there.builtin else _common_type(here.builtin, there.builtin)
+    one, other = here.ordering, there.ordering
+    if one is None or other is None:
+        return ComparedColumn(name, builtin)
+    return ComparedColumn(name, builtin, one.is_same(other), one.is_deterministic and other.is_deterministic)
+
+
+def _common_type(*types: str | None) -> str | None:
+    """Return the type to which values of different types are converted to be compared; None without one."""
+    return next((common for common, several in _COMMON_TYPES if several.issuperset(types)), None)
 
 
 def _common_key(

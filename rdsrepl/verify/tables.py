@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from rdsrepl.plan import Statement
 from rdsrepl.text.counts import counted
-from rdsrepl.verify import limited, ranges, repair, statements
+from rdsrepl.verify import buckets, limited, ranges, repair, statements
 from rdsrepl.verify.links import Link
 from rdsrepl.verify.proof import Proof, ReadRows, by_key
 from rdsrepl.verify.ranges import Pair
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 MOST_KEYS: Final = 100
 # 128 MB of a table without a key.
 _PAGES: Final = 16_384
+_INTEGERS: Final = frozenset(("int2", "int4", "int8"))
 # Stands for a table without a key.
 _WHOLE: Final[Key] = ()
 
@@ -92,10 +93,14 @@ class _Comparison:
 
     def with_key(self) -> tuple[TableResult, tuple[Statement, ...]]:
         """Find the rows that differ by ranges of the key, and prove each."""
-        found = ranges.differences(self._servers.pair, self._source, self._target, self._compared)
+        sides = self._source, self._target
+        if self._source.is_ordered:
+            found = ranges.differences(self._servers.pair, *sides, self._compared)
+        else:
+            found = buckets.differences(self._servers.pair, *sides, self._table.estimated_rows, self._compared)
         evaluated = self._proof(
             by_key(self._servers.source, self._source), by_key(self._servers.pair.target, self._target)
-        ).run(sorted(found.suspects))
+        ).run(sorted(found.suspects, key=self._order))
         proven = {key: one for key, one in evaluated.items() if one[0].is_proven}
         named = list(proven)[:MOST_KEYS]
         columns = self._differing_columns(named) if self._how.columns else {}
@@ -115,6 +120,13 @@ class _Comparison:
         if not self._how.repairs:
             return result, ()
         return result, repair.steps(self._servers.source, self._table, (self._source, self._target), proven)
+
+    def _order(self, key: Key) -> tuple[tuple[int, str], ...]:
+        """Return what to sort keys by: numbers by their value."""
+        return tuple(
+            (int(part), "") if column.builtin in _INTEGERS else (0, part)
+            for column, part in zip(self._table.key, key, strict=True)
+        )
 
     def without_key(self) -> TableResult:
         """Compare the table as a whole: the number of its rows and the sum of their fingerprints."""
@@ -166,7 +178,7 @@ class _Comparison:
         def read(conn: Connection, side: Side) -> dict[Key, Sequence[int]]:
             found: dict[Key, Sequence[int]] = {}
             query = partial(statements.lookup, side, extra=[array])
-            for some, rows in limited.in_parts(conn, keys, query) if keys else ():
+            for some, rows in limited.in_parts(conn, keys, query, is_limited=side.is_indexed) if keys else ():
                 found |= {some[place - 1]: values for place, *_, values in rows}
             return found
 

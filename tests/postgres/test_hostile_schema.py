@@ -225,6 +225,7 @@ _TABLES: Final = (
     "CREATE TYPE public.mood AS ENUM ('sad', 'ok')",
     "CREATE TYPE public.pair AS (a integer, b text)",
     "CREATE TABLE public.things (id serial PRIMARY KEY, m public.mood, p public.pair, l integer[])",
+    "CREATE TABLE public.moods (m public.mood PRIMARY KEY)",
     "CREATE TABLE public.parts (id integer PRIMARY KEY) PARTITION BY RANGE (id)",
     "CREATE TABLE public.part1 PARTITION OF public.parts FOR VALUES FROM (0) TO (10)",
     "CREATE TABLE public.log (a integer, b text)",
@@ -232,6 +233,21 @@ _TABLES: Final = (
     "CREATE PUBLICATION shop FOR TABLE public.orders, public.things",
     "CREATE PUBLICATION everything FOR ALL TABLES WITH (publish_via_partition_root)",
 )
+# The owner of a type decides how it is cast to text and json.
+_CASTS: Final = """
+DO $do$
+DECLARE
+    l regtype; r regtype;
+BEGIN
+    FOREACH l IN ARRAY '{public.mood,public.pair}'::regtype[] LOOP
+        FOREACH r IN ARRAY '{text,json,jsonb,character varying}'::regtype[] LOOP
+            EXECUTE format('CREATE FUNCTION evil.from_%s(%s) RETURNS %s LANGUAGE plpgsql AS %L', r::oid, l, r,
+                           'BEGIN PERFORM evil.trip(''cast of a type''); END');
+            EXECUTE format('CREATE CAST (%s AS %s) WITH FUNCTION evil.from_%s(%s) AS IMPLICIT', l, r, r::oid, l);
+        END LOOP;
+    END LOOP;
+END $do$
+"""
 # Settings of a role or database that the program depends on.
 _SETTINGS: Final = (
     "datestyle = 'German'",
@@ -262,6 +278,7 @@ def hostile(made: Database) -> None:
         for name, value in given.items():
             text = text.replace(f"%({name})s", value.as_string(conn))
         conn.execute(_BETTER.encode())
+        conn.execute(_CASTS.encode())
         conn.execute(text.encode())
         conn.execute(f"ALTER DATABASE {made.name} SET log_statement = 'all'".encode())
         for setting in _SETTINGS:
@@ -343,6 +360,7 @@ def test_no_hostile_code_runs(victim: Database, rdsrepl: Program) -> None:
 
     with closing(psycopg.connect(f"{victim.dsn} options='-c search_path=pg_catalog'", autocommit=True)) as conn:
         conn.execute("INSERT INTO public.orders VALUES (1, 'a', 5)")
+        conn.execute("INSERT INTO public.moods VALUES ('ok')")
         conn.execute("INSERT INTO public.things (m, p, l) VALUES ('ok', '(1,x)', '{1,2}')")
     beat = ("--heartbeat", "1s", "--heartbeat-table", "beats")
     tail = ("slot", "tail", name, "--publication", "shop", "--until-now")
@@ -379,7 +397,7 @@ def test_no_hostile_code_runs(victim: Database, rdsrepl: Program) -> None:
     run("role", "drop", name, "--yes")
     copy = new_database(victim.server)
     try:
-        copy.run(*(table for table in _TABLES if "TABLE " in table or "TYPE " in table))
+        copy.run(*(table for table in _TABLES if " TABLE " in table or " TYPE " in table))
         more = ("--to", copy.dsn, "--no-changes", "--columns")
         run("verify", *more, allowed=(9,))
         run("verify", *more, "--publication", "shop", "--table", "orders", allowed=(9,))

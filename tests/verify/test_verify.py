@@ -214,10 +214,11 @@ CREATE DOMAIN mood_domain AS mood;
 CREATE TYPE span AS RANGE (subtype = numeric);
 CREATE TYPE composite AS (m mood, x text);
 CREATE TABLE unstable (id mood PRIMARY KEY, e mood, d mood_domain, es mood[], j json, p point, v tsvector,
-                       b bit(3), vb varbit, m money, r span, c composite, o regclass, l pg_lsn, f float8, ip inet);
+                       b bit(3), vb varbit, m money, r span, c composite, o regclass, l pg_lsn, f float8, ip inet,
+                       y interval);
 INSERT INTO unstable
 SELECT m, m, m, ARRAY[m], '{{"a": 1}}', '(1,2)', 'a:1 b', '101', '10', '1.50', '[1,2.50)', (m, '<b/>')::composite,
-       'pg_class', '0/10', 0.1, '::1'
+       'pg_class', '0/10', 0.1, '::1', '1 mon'
   FROM unnest(enum_range(NULL::mood)) m;
 """
 
@@ -239,12 +240,61 @@ def test_types_without_a_stable_hash_are_compared_as_text(
         "e": "'ok'", "d": "'ok'", "es": "'{sad,sad}'", "j": "'{\"a\":1}'", "p": "'(1,3)'", "v": "'a b'",
         "b": "'100'", "vb": "'100'", "m": "'1.51'", "r": "'[1,2.5]'", "c": "ROW('sad', '<c/>')", "o": "'pg_proc'",
         "l": "'0/11'", "f": "0.1 + 1e-17", "ip": "'::2'",
+        "y": "'30 days'",
     }  # fmt: skip
     target.run(*(f"UPDATE unstable SET {name} = {value} WHERE id = 'sad'" for name, value in changes.items()))
     different = rdsrepl(*words, dsn=source.dsn)
     assert different.code == 9, different.err
     (row,) = different.json["tables"][0]["keys"]
     assert (row["key"], sorted(row["columns"])) == ({"id": "sad"}, sorted(changes.keys() - {"f"}))
+
+
+def test_a_key_that_the_sides_sort_differently(make_database: Any, servers: Servers, rdsrepl: Program) -> None:
+    """Text that ICU sorts, and a type that only one side has: no range of the key has the same rows on both."""
+    source, target = make_database(servers.get(15)), make_database(servers.get(18))
+    sides = ((source, 'text COLLATE "en-US-x-icu"', "int", "uuid"), (target, "varchar", "bigint", "text"))
+    for database, text, number, identity in sides:
+        database.run(
+            f"CREATE TABLE sorted (k {text} PRIMARY KEY, n {number})",
+            "INSERT INTO sorted"
+            " SELECT substr('A-a_Z.', i % 6 + 1, 1) || md5(i::text), i FROM generate_series(1, 3000) i",
+            f"CREATE TABLE typed (k {identity} PRIMARY KEY, n int)",
+            f"INSERT INTO typed SELECT md5(i::text)::uuid::{identity}, i FROM generate_series(1, 300) i",
+        )
+    words = ("verify", "--to", target.dsn, "--no-changes", "-o", "json")
+    equal = rdsrepl(*words, dsn=source.dsn)
+    assert equal.code == 0, equal.out
+    assert {one["table"]: one["cleared"] for one in equal.json["tables"]} == {"public.sorted": 0, "public.typed": 0}
+    target.run(
+        "UPDATE sorted SET n = -1 WHERE n = 500", "DELETE FROM sorted WHERE n = 700",
+        "INSERT INTO sorted VALUES ('é', 1)", "DELETE FROM typed WHERE n = 70",
+    )  # fmt: skip
+    different = rdsrepl(*words, dsn=source.dsn)
+    assert different.code == 9, different.err
+    counts = [(one["table"], one["missing"], one["extra"], one["different"]) for one in different.json["tables"]]
+    assert counts == [("public.sorted", 1, 1, 1), ("public.typed", 1, 0, 0)]
+    repaired = rdsrepl("verify", "--to", target.dsn, "--no-changes", "--repair", "--yes", dsn=source.dsn)
+    assert repaired.code == 0, repaired.out + repaired.err
+
+
+def test_types_that_become_wider(make_database: Any, servers: Servers, rdsrepl: Program) -> None:
+    """A copy with bigint for int, numeric, jsonb for json: values that are equal are not different."""
+    source, target = make_database(servers.get(15)), make_database(servers.get(18))
+    source.run("CREATE TABLE w (id int PRIMARY KEY, n int, j json, v varchar(9))",
+               "INSERT INTO w SELECT i, i, '{\"b\": 1, \"a\":2}', i FROM generate_series(1, 9) i")  # fmt: skip
+    rows = 'SELECT i, i, \'{"a":2,"b":1}\', i FROM generate_series(1, 9) i'
+    target.run("CREATE TABLE w (more int, v text, j jsonb, n numeric(9, 2), id bigint PRIMARY KEY)",
+               f"INSERT INTO w (id, n, j, v) {rows}")  # fmt: skip
+    words = ("verify", "--to", target.dsn, "--no-changes", "--columns", "-o", "json")
+    equal = rdsrepl(*words, dsn=source.dsn)
+    assert equal.code == 0, equal.out
+    assert "column id is integer here and bigint on the target" in equal.json["tables"][0]["notes"]
+    assert "not compared, because only the target has it: more" in equal.json["tables"][0]["notes"]
+    target.run("UPDATE w SET id = 3000000000 WHERE id = 9", "UPDATE w SET n = 5.5 WHERE id = 5")
+    keys = rdsrepl(*words, dsn=source.dsn).json["tables"][0]["keys"]
+    assert [(row["key"]["id"], row["state"], row["columns"]) for row in keys] == [
+        ("5", "different", ["n"]), ("9", "missing", None), ("3000000000", "extra", None),
+    ]  # fmt: skip
 
 
 def test_a_disabled_subscription_is_refused(pair: tuple[Database, Database], rdsrepl: Program) -> None:
