@@ -29,8 +29,8 @@ def resolve(
     Args:
         dsn: a libpq connection string.
         target: the name of a target. With a dsn, it supplies the AWS identity and must not name another server.
-        aws: the values of options; each overrides the target. A cluster or instance that the target does not name
-            replaces its host and login, and keeps its AWS identity.
+        aws: the values of options; each overrides the target. A cluster or instance that the target does not name,
+            or that of the target in another region, replaces its host and login, and keeps its AWS identity.
         defaults: used for what neither ``aws`` nor the target sets.
         dbname: overrides the database of dsn or target.
         user: overrides the role of dsn or target; the password or secret of that role is not used.
@@ -50,11 +50,12 @@ def resolve(
         config = load()
         name = target if target is not None else config.current
         chosen = config.get(name) if name is not None else Target("the environment")
-        if aws.identifier and (aws.cluster, aws.instance) != (chosen.aws.cluster, chosen.aws.instance):
-            kind = "cluster" if aws.cluster else "instance"
+        named = aws if aws.identifier else chosen.aws
+        if named.identifier and (_is_another(named, chosen.aws) or _is_elsewhere(aws, chosen.aws)):
+            kind = "cluster" if named.cluster else "instance"
             keywords = {key: value for key, value in chosen.keywords.items() if key not in _LOCATION}
-            own = replace(chosen.aws, cluster=None, instance=None, secret=None, auth=None)
-            chosen = Target(f"{kind} {aws.identifier}", keywords=keywords, aws=own)
+            own = replace(chosen.aws, cluster=named.cluster, instance=named.instance, secret=None, auth=None)
+            chosen = Target(f"{kind} {named.identifier}", keywords=keywords, aws=own)
     if user is not None and user != chosen.keywords.get("user"):
         keywords = {key: value for key, value in chosen.keywords.items() if key not in _LOGIN}
         chosen = replace(chosen, keywords={**keywords, "user": user}, aws=replace(chosen.aws, secret=None))
@@ -63,3 +64,11 @@ def resolve(
     target_aws = {key: value for key, value in asdict(chosen.aws).items() if value is not None}
     given = {key: value for key, value in asdict(aws).items() if value is not None}
     return replace(chosen, aws=Aws(**{**asdict(defaults), **target_aws, **given}))
+
+
+def _is_another(one: Aws, other: Aws) -> bool:
+    return (one.cluster, one.instance) != (other.cluster, other.instance)
+
+
+def _is_elsewhere(one: Aws, other: Aws) -> bool:
+    return one.region is not None and other.region is not None and one.region != other.region

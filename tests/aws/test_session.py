@@ -340,8 +340,12 @@ def test_options_override_the_target(tmp_path: Any, monkeypatch: pytest.MonkeyPa
         "    cluster: one\n"
     )
     monkeypatch.setenv("RDSREPL_CONFIG", str(path))
-    same = config.resolve(dsn=None, target="prod", aws=Aws(cluster="one", region="r2"))
-    assert same.keywords["host"] == "h" and same.aws == Aws(profile="p", region="r2", cluster="one")
+    same = config.resolve(dsn=None, target="prod", aws=Aws(cluster="one", profile="p2"))
+    assert same.keywords["host"] == "h" and same.aws == Aws(profile="p2", region="r1", cluster="one")
+    for options in (Aws(cluster="one", region="r2"), Aws(region="r2")):
+        elsewhere = config.resolve(dsn=None, target="prod", aws=options)
+        assert "host" not in elsewhere.keywords, "a cluster of the same name in another region is another cluster"
+        assert (elsewhere.label, elsewhere.aws) == ("cluster one", Aws(profile="p", region="r2", cluster="one"))
     other = config.resolve(dsn=None, target="prod", aws=Aws(cluster="two"))
     assert dict(other.keywords) == {"sslrootcert": "/ca.pem"}, "another cluster's host and login are not this one's"
     assert other.aws == Aws(profile="p", region="r1", cluster="two") and other.label == "cluster two"
