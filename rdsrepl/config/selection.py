@@ -42,20 +42,20 @@ def resolve(
     if dsn is not None:
         chosen = Target("--dsn", dsn)
         if target is not None:
-            named = load().get(target)
-            if named.has_address or named.aws.identifier:
+            server = load().get(target)
+            if server.has_address or server.aws.identifier:
                 raise UsageError(f"--dsn and --target {target} both name a server", hint="use only one of them")
-            chosen = replace(chosen, keywords=named.keywords, aws=named.aws)
+            chosen = replace(chosen, keywords=server.keywords, aws=server.aws)
     else:
         config = load()
         name = target if target is not None else config.current
         chosen = config.get(name) if name is not None else Target("the environment")
-        named = aws if aws.identifier else chosen.aws
-        if named.identifier and (_is_another(named, chosen.aws) or _is_elsewhere(aws, chosen.aws)):
-            kind = "cluster" if named.cluster else "instance"
+        server = aws if aws.identifier else chosen.aws
+        if server.identifier and (_is_another(server, chosen.aws) or _is_elsewhere(aws, chosen.aws)):
+            kind = "cluster" if server.cluster else "instance"
             keywords = {key: value for key, value in chosen.keywords.items() if key not in _LOCATION}
-            own = replace(chosen.aws, cluster=named.cluster, instance=named.instance, secret=None, auth=None)
-            chosen = Target(f"{kind} {named.identifier}", keywords=keywords, aws=own)
+            own = replace(chosen.aws, cluster=server.cluster, instance=server.instance, secret=None, auth=None)
+            chosen = Target(f"{kind} {server.identifier}", keywords=keywords, aws=own)
     if user is not None and user != chosen.keywords.get("user"):
         keywords = {key: value for key, value in chosen.keywords.items() if key not in _LOGIN}
         chosen = replace(chosen, keywords={**keywords, "user": user}, aws=replace(chosen.aws, secret=None))
