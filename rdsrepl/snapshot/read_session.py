@@ -31,6 +31,7 @@ from rdsrepl.tail.formats.base import Format
 from rdsrepl.tail.formats.type_catalog import Catalog
 from rdsrepl.tail.xlogdata import MALFORMED
 from rdsrepl.text.counts import form
+from rdsrepl.units import format_duration
 
 if TYPE_CHECKING:
     from rdsrepl.config import Target
@@ -392,7 +393,9 @@ class ReadSession:
         if time.monotonic() - self._lag_checked_at < _LAG_CHECK_SECONDS:
             return
         while (name := self._stream.standbys.waits_for(standby_lag.ls(self._primary))) is not None:
-            self._wait_report.waits(f"the standby {name}, which is over {pacing.MOST_LAG_SECONDS:.0f} seconds behind")
+            self._wait_report.waits(
+                f"the standby {name}, which is over {format_duration(pacing.MOST_LAG_SECONDS)} behind"
+            )
             self._snapshots.pause(self._run, _LAG_CHECK_SECONDS)
         self._lag_checked_at = time.monotonic()
         self._wait_report.ends()
