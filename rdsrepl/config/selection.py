@@ -42,10 +42,10 @@ def resolve(
     if dsn is not None:
         chosen = Target("--dsn", dsn)
         if target is not None:
-            server = load().get(target)
-            if server.has_address or server.aws.identifier:
+            named = load().get(target)
+            if named.has_address or named.aws.identifier:
                 raise UsageError(f"--dsn and --target {target} both name a server", hint="use only one of them")
-            chosen = replace(chosen, keywords=server.keywords, aws=server.aws)
+            chosen = replace(chosen, keywords=named.keywords, aws=named.aws)
     else:
         config = load()
         name = target if target is not None else config.current
