@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final, Protocol
 
@@ -22,7 +23,7 @@ from rdsrepl.tail.metrics import Exporter
 from rdsrepl.tail.model import StreamHook
 from rdsrepl.tail.options import FormatName, KinesisOptions, TailOptions
 from rdsrepl.tail.output import Output, check_file, open_output
-from rdsrepl.tail.pipeline import assemble
+from rdsrepl.tail.pipeline import Pipeline, assemble
 from rdsrepl.tail.progress import Observer, Summary
 from rdsrepl.tail.standby_position import StandbyPoller
 from rdsrepl.tail.wal_position import WalPositionPoller
@@ -104,45 +105,35 @@ def run(
     # The heartbeat's statement may wait for a lock; with a timeout, the next one would only queue behind it.
     heartbeat_target, target = target, replace(target, answer_seconds=_answer_seconds(options))
     checked = preflight.check(target, options.slot_name, options.publications, create=options.create)
-    if len(checked.publications) == 1 and not options.publications:
-        observer.note(f"using publication {shown(checked.publications[0])} (the only one in this database)")
     if options.stop.until_now:
         options = replace(options, stop=replace(options.stop, until_lsn=int(checked.current_lsn)))
     _check_options(options, checked, observer)
-    for reason in preflight.unmatched(target, checked, options.tables):
-        observer.warn(shown(reason))
+    _report_selection(target, options, checked, observer)
     heartbeat: Heartbeat | None = None
     if options.heartbeat is not None:
         heartbeat = Heartbeat(heartbeat_target, options.slot_name, options.heartbeat, observer.note)
         heartbeat.check(checked)
-    catalog = Catalog(target, observer.warn)
-    exporter: Exporter | None = None
-    poller: StandbyPoller | None = None
-    hook: HookSession | None = None
-    try:
-        if open_hook is not None:
-            hook = open_hook(checked)
-        pipeline = assemble(
-            checked,
-            options.format,
-            catalog,
-            tables=options.tables,
-            given=options.plugin_options,
-            until_lsn=options.stop.until_lsn,
-            colour=colour,
-            partition_by=None if options.kinesis is None else options.kinesis.partition_by,
-            debezium=options.debezium,
-            hook=hook,
-        )
+    with ExitStack() as stack:
+        catalog = Catalog(target, observer.warn)
+        stack.callback(catalog.close)
+        hook = None if open_hook is None else open_hook(checked)
+        if hook is not None:
+            stack.callback(hook.stop)
+        pipeline = _pipeline(options, checked, catalog, hook, colour=colour)
+        exporter: Exporter | None = None
         if options.metrics is not None:
-            exporter = Exporter(options.metrics, options.slot_name, observer, watch or WalPositionPoller(target))
-            observer = exporter
-        if options.behind is not None:
-            poller = StandbyPoller(options.behind, target)
+            watch = watch or WalPositionPoller(target)
+            stack.callback(watch.stop)
+            observer = exporter = Exporter(options.metrics, options.slot_name, observer, watch)
+            stack.callback(exporter.close)
+        poller = None if options.behind is None else StandbyPoller(options.behind, target)
         kinesis = None if stream is None else _kinesis_sink(target, options, stream, observer)
-        output = open_output(options, checked, observer) if kinesis is None else Output(kinesis)
         if exporter is not None and kinesis is not None:
             exporter.counts = kinesis.counts
+        output = open_output(options, checked, observer) if kinesis is None else Output(kinesis)
+        if output.compressor is not None:
+            stack.callback(output.compressor.stop)
+        stack.callback(output.sink.close)
         tail = Tail(
             target,
             options,
@@ -155,40 +146,48 @@ def run(
             hook,
         )
         if creation is not None:
-            try:
+            with closing(creation):
                 if checked.is_planned:
                     tail.continue_after(creation.create(checked, output.sink))
-            except BaseException:
-                output.sink.close()
-                raise
-            finally:
-                creation.close()
         if heartbeat is not None:
             heartbeat.start()
+            stack.callback(heartbeat.stop)
         if poller is not None:
             poller.start(output.sink.wakeup.wake)
+            stack.callback(poller.stop)
         if hook is not None:
             hook.start()
-        try:
-            summary = tail.run()
-            if output.compressor is not None and not tail.was_stopped:
-                _finish_compression(output.compressor, observer)
-            return TailResult(summary, None if kinesis is None else kinesis.counts)
-        finally:
-            if output.compressor is not None:
-                output.compressor.stop()
-            if kinesis is not None:
-                _report_counts(kinesis.counts, options, observer)
-    finally:
-        if hook is not None:
-            hook.stop()
-        if poller is not None:
-            poller.stop()
-        if heartbeat is not None:
-            heartbeat.stop()
-        if exporter is not None:
-            exporter.close()
-        catalog.close()
+        if kinesis is not None:
+            stack.callback(_report_counts, kinesis.counts, options, observer)
+        summary = tail.run()
+        if output.compressor is not None and not tail.was_stopped:
+            _finish_compression(output.compressor, observer)
+        return TailResult(summary, None if kinesis is None else kinesis.counts)
+
+
+def _report_selection(target: Target, options: TailOptions, checked: PreflightResult, observer: Observer) -> None:
+    """Report what was chosen without being named, and what was named and selects nothing."""
+    if len(checked.publications) == 1 and not options.publications:
+        observer.note(f"using publication {shown(checked.publications[0])} (the only one in this database)")
+    for reason in preflight.unmatched(target, checked, options.tables):
+        observer.warn(shown(reason))
+
+
+def _pipeline(
+    options: TailOptions, checked: PreflightResult, catalog: Catalog, hook: StreamHook | None, *, colour: bool
+) -> Pipeline:
+    return assemble(
+        checked,
+        options.format,
+        catalog,
+        tables=options.tables,
+        given=options.plugin_options,
+        until_lsn=options.stop.until_lsn,
+        colour=colour,
+        partition_by=None if options.kinesis is None else options.kinesis.partition_by,
+        debezium=options.debezium,
+        hook=hook,
+    )
 
 
 def _finish_compression(compressor: Compressor, observer: Observer) -> None:

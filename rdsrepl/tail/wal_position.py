@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
@@ -22,12 +21,17 @@ class WalPositionPoller:
         self._interval = max(_MIN_INTERVAL_SECONDS, interval_seconds)
         self._lsn: int | None = None
         self._started = False
+        self._stopped = threading.Event()
 
     def start(self) -> None:
         """Start to poll; later calls do nothing."""
         if not self._started:
             self._started = True
             threading.Thread(target=self._work, name="wal-watch", daemon=True).start()
+
+    def stop(self) -> None:
+        """Stop to poll, without waiting for a poll in progress; the last answer remains."""
+        self._stopped.set()
 
     @property
     def lsn(self) -> int | None:
@@ -42,11 +46,11 @@ class WalPositionPoller:
         from rdsrepl.errors import Error
         from rdsrepl.postgres import connection
 
-        while True:
+        while not self._stopped.is_set():
             try:
                 with connection.open(self._target) as conn:
-                    while True:
+                    while not self._stopped.is_set():
                         self._lsn = connection.current_lsn(conn)
-                        time.sleep(self._interval)
+                        self._stopped.wait(self._interval)
             except Error:
-                time.sleep(self._interval)
+                self._stopped.wait(self._interval)

@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+import io
 import re
 import subprocess
+import threading
 from contextlib import closing
 
 import pytest
+from typer import Context
+from typer.main import get_command
 
 from rdsrepl.apply import Blocker
+from rdsrepl.cli.context import GlobalOptions
+from rdsrepl.cli.main import app
 from rdsrepl.cli.progress import StateLines, wait_rows
+from rdsrepl.cli.slot.tail_progress import ProgressReporter
+from rdsrepl.config import Target
+from rdsrepl.lsn import Lsn
+from rdsrepl.tail.progress import Progress
+from rdsrepl.tail.wal_position import WalPositionPoller
 from tests.fixtures.postgres import Database
 from tests.fixtures.program import Program
 from tests.fixtures.terminal import Terminal
@@ -35,6 +46,33 @@ def test_the_rows_of_a_wait() -> None:
         f"  {state}",
     ]
     assert wait_rows("sampling the slots", 3, [], (80, 24)) == ["sampling the slots (3.0s)"]
+
+
+def test_a_note_of_another_thread_does_not_stand_in_the_rows_of_the_progress(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Screen(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+        def flush(self) -> None:
+            if not started.is_set():
+                started.set()
+                thread.start()  # the heartbeat's, for example, while the rows are drawn
+                thread.join(0.1)
+
+    ctx = Context(get_command(app))
+    ctx.obj = GlobalOptions(no_color=True)
+    screen, started = Screen(), threading.Event()
+    monkeypatch.setattr("sys.stderr", screen)
+    watch = WalPositionPoller(Target(label="db"))
+    watch.stop()
+    reporter = ProgressReporter(ctx, watch)
+    monkeypatch.setattr(reporter, "_interval_seconds", 0.0)
+    thread = threading.Thread(target=reporter.note, args=("heartbeat: refused; retrying",))
+    reporter.progress(Progress(1, 1, Lsn(1), Lsn(1), 1.0, 0))
+    thread.join()
+    drawn, _, rest = screen.getvalue().rpartition("\x1b[J")
+    assert "1 change," in drawn, "the rows are erased before the note"
+    assert rest == "heartbeat: refused; retrying\n"
 
 
 @pytest.mark.parametrize("columns", [40, 60, 80, 120])

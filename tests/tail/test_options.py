@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import select
+import threading
+from pathlib import Path
 
 import pytest
 
@@ -58,6 +61,28 @@ def test_a_wakeup_pipe_is_readable_until_it_is_drained() -> None:
     assert not select.select([pipe], [], [], 0)[0]
     pipe.close()
     pipe.wake()
+    pipe.close()
+
+
+def test_a_closed_wakeup_pipe_does_not_write_to_the_next_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thread that wakes while the pipe is closed: the next file gets the number of the descriptor."""
+    pipe, close, opened, threads = WakeupPipe(), os.close, [], []
+
+    def close_and_reuse(fd: int) -> None:
+        close(fd)
+        opened.append(os.open(tmp_path / str(fd), os.O_RDWR | os.O_CREAT))
+        assert opened[-1] == fd
+        threads.append(threading.Thread(target=pipe.wake))
+        threads[-1].start()
+        threads[-1].join(0.1)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "close", close_and_reuse)
+        pipe.close()
+    for thread, fd in zip(threads, opened, strict=True):
+        thread.join()
+        assert os.fstat(fd).st_size == 0
+        os.close(fd)
 
 
 def test_words_of_a_fixed_set_are_read_in_any_case() -> None:

@@ -176,6 +176,7 @@ def _run(
     finally:
         if creation is not None:
             creation.close()
+        watch.stop()
         reporter.clear()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 import time
 from typing import TYPE_CHECKING, Final
 
@@ -25,7 +26,7 @@ _REFRESH_SECONDS: Final = 1.0
 
 
 class ProgressReporter:
-    """Writes notes, warnings and the progress of a tail to stderr."""
+    """Writes notes, warnings and the progress of a tail to stderr; threads beside the stream write notes, too."""
 
     def __init__(self, ctx: typer.Context, watch: WalPositionPoller) -> None:
         self._ctx = ctx
@@ -37,16 +38,20 @@ class ProgressReporter:
         self._last_at = time.monotonic()
         self._last: Progress | None = None
         self._watch = watch
+        # One text at a time: the rows that one thread draws may not be erased by another one meanwhile.
+        self._writing = threading.RLock()
 
     def note(self, text: str) -> None:
         """Write a note on its own line."""
-        self.clear()
-        note(self._ctx, text)
+        with self._writing:
+            self.clear()
+            note(self._ctx, text)
 
     def warn(self, text: str) -> None:
         """Write a warning on its own line."""
-        self.clear()
-        warn(self._ctx, text)
+        with self._writing:
+            self.clear()
+            warn(self._ctx, text)
 
     def progress(self, progress: Progress) -> None:
         """Write the progress if the interval is over."""
@@ -65,7 +70,8 @@ class ProgressReporter:
             f"confirmed {progress.confirmed_lsn}"
         )
         if self._rows is not None:
-            self._rows.draw(folded(text, screen_size()[0] - 3))
+            with self._writing:
+                self._rows.draw(folded(text, screen_size()[0] - 3))
         else:
             log_event(
                 self._ctx,
@@ -80,7 +86,8 @@ class ProgressReporter:
     def clear(self) -> None:
         """Remove the progress from the terminal."""
         if self._rows is not None:
-            self._rows.erase()
+            with self._writing:
+                self._rows.erase()
 
 
 def report(ctx: typer.Context, options: TailOptions, result: TailResult) -> None:

@@ -169,6 +169,8 @@ class KinesisSink:
 
     def close(self) -> None:
         """Stop sending."""
+        if self._closed:
+            return
         with self._changed:
             self._closed = True
             self._changed.notify_all()
@@ -199,6 +201,7 @@ class KinesisSink:
                 if due is not None and (due == 0.0 or self._finishing):
                     entries: list[Entry] = self._dispatch.take(now, flush=self._finishing)
                     if entries:
+                        self.counts.requests += 1
                         self._changed.notify()  # there may be more for the next thread
                         return entries
                     if self._by_shard is not None and self._by_shard.wants_map(now):
@@ -207,7 +210,6 @@ class KinesisSink:
             return None
 
     def _send(self, entries: list[Entry]) -> None:
-        self.counts.requests += 1
         longest, outage = _LONGEST_DELAY_SECONDS, ""
         try:
             answer = self._client.put(entries)

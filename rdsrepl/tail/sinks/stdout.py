@@ -119,6 +119,8 @@ class StdoutSink:
 
     def close(self) -> None:
         """End the thread after it has written everything, without waiting for a blocked reader."""
+        if self._closing:
+            return
         self._closing = True
         self.finish()
         self._thread.join(timeout=0.5)
