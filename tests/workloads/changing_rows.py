@@ -28,12 +28,24 @@ INSERT INTO places SELECT i % 7, 'place "' || i || E'"\\n', i, repeat(md5(i::tex
   FROM generate_series(1, {rows} / 5) i;
 CREATE PUBLICATION items FOR TABLE items, places;
 """
+_CREATE_LOG = """
+CREATE TABLE log (a int, v text, big text);
+ALTER TABLE log ALTER big SET STORAGE EXTERNAL;
+ALTER TABLE log REPLICA IDENTITY FULL;
+INSERT INTO log SELECT i % 500, 'row ' || i % 7, repeat(md5((i % 9)::text), 94) FROM generate_series(1, {rows}) i;
+ALTER PUBLICATION items ADD TABLE log;
+"""
 
 
-def create(source: Database, rows: int) -> None:
-    """Create the tables ``items`` and ``places`` and their publication ``items``."""
+def create(source: Database, rows: int, *, log: bool = False) -> None:
+    """Create the tables ``items`` and ``places`` and their publication ``items``.
+
+    With LOG there is also a table without a key, which has the same rows several times.
+    """
     with closing(source.connect()) as conn:
         conn.execute(_CREATE.replace("{rows}", str(rows)).encode())
+        if log:
+            conn.execute(_CREATE_LOG.replace("{rows}", str(rows)).encode())
 
 
 @dataclass
@@ -44,18 +56,26 @@ class Load:
     transactions: int = 0
     pause_seconds: float = 0.0
     hold_seconds: float = 0.0
+    log: bool = False
     over: threading.Event = field(default_factory=threading.Event)
 
 
 @contextmanager
 def writers(
-    source: Database, rows: int, *, count: int = 4, pause_seconds: float = 0.0, hold_seconds: float = 0.0
+    source: Database,
+    rows: int,
+    *,
+    count: int = 4,
+    pause_seconds: float = 0.0,
+    hold_seconds: float = 0.0,
+    log: bool = False,
 ) -> Iterator[Load]:
     """Change rows in random transactions; of five changes, four leave the large value alone.
 
-    They pause between transactions, and hold them before the commit; both are averages.
+    They pause between transactions, and hold them before the commit; both are averages. With LOG a fifth of the changes
+    is of the table without a key.
     """
-    load = Load(rows, pause_seconds=pause_seconds, hold_seconds=hold_seconds)
+    load = Load(rows, pause_seconds=pause_seconds, hold_seconds=hold_seconds, log=log)
     threads = [threading.Thread(target=_write, args=(source, load, random.Random(n))) for n in range(count)]
     for thread in threads:
         thread.start()
@@ -77,7 +97,8 @@ def _write(source: Database, load: Load, rng: random.Random) -> None:
                 with conn.transaction():
                     for _ in range(rng.randrange(1, 6)):
                         number += 1
-                        conn.execute(*_statement(load.rows, rng, number))
+                        of_log = load.log and rng.random() < 0.2
+                        conn.execute(*(_log_statement if of_log else _statement)(load.rows, rng, number))
                     if load.hold_seconds:
                         load.over.wait(rng.uniform(0, 2 * load.hold_seconds))
                 load.transactions += 1
@@ -85,6 +106,16 @@ def _write(source: Database, load: Load, rng: random.Random) -> None:
                 continue
             if load.pause_seconds:
                 load.over.wait(rng.uniform(0, 2 * load.pause_seconds))
+
+
+def _log_statement(rows: int, rng: random.Random, number: int) -> tuple[bytes, tuple[object, ...]]:
+    one, other, dice = rng.randrange(500), rng.randrange(500), rng.random()
+    row = b"ctid = (SELECT ctid FROM log WHERE a = %s LIMIT 1 FOR UPDATE SKIP LOCKED)"
+    if dice < 0.5:
+        return b"UPDATE log SET a = %s WHERE " + row, (other, one)
+    if dice < 0.75:
+        return b"DELETE FROM log WHERE " + row, (one,)
+    return b"INSERT INTO log SELECT a, v, big FROM log WHERE a = %s LIMIT 2", (one,)
 
 
 def _statement(rows: int, rng: random.Random, number: int) -> tuple[bytes, tuple[object, ...]]:

@@ -10,7 +10,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from rdsrepl.snapshot.requests import PREFIX, Request, encode
+from rdsrepl.snapshot.requests import PREFIX, Method, Request, encode
 from tests.benchmarks.measure import SCRIPT
 from tests.fixtures.postgres import Database
 from tests.fixtures.waiting import wait_until
@@ -62,9 +62,12 @@ class SnapshotTail:
         *,
         tables: tuple[str, ...] = ("public.items", "public.places"),
         where: str | None = None,
+        method: Method = Method.chunks,
     ) -> None:
         """Start a snapshot, as ``rdsrepl snapshot start`` does."""
-        request = Request(snapshot_id, self.slot, tables, where, chunk_rows=chunk_rows, read_from=read_from)
+        request = Request(
+            snapshot_id, self.slot, tables, where, chunk_rows=chunk_rows, read_from=read_from, method=method
+        )
         with closing(self.source.connect()) as conn:
             conn.execute("SELECT pg_logical_emit_message(true, %s, %s)", (PREFIX, encode(request)))
 

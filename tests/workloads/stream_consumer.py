@@ -35,7 +35,7 @@ class Consumer:
     """The tables of a consumer.
 
     Attributes:
-        tables: the rows of each table by key.
+        tables: the rows of each table by key; without a key by the row's text and a number from 0.
         repeats: lines that came again.
         out_of_order: lines of a key that came behind a later one, seen for the first time.
         copied: how many rows came from chunks.
@@ -46,6 +46,7 @@ class Consumer:
     out_of_order: list[Event] = field(default_factory=list)
     copied: int = 0
     _seen: set[tuple[int, int, int]] = field(default_factory=set)
+    _is_whole: set[str] = field(default_factory=set)
     _latest: dict[tuple[str, RowKey], tuple[int, int, int]] = field(default_factory=dict)
 
     def fold(self, events: Iterable[Event]) -> Consumer:
@@ -66,6 +67,12 @@ class Consumer:
         rows = self.tables.setdefault(name, {})
         if event["op"] == "t":
             rows.clear()
+            self._is_whole.add(name)
+            # A copy that ended early left the table incomplete; this begins another one.
+            self.out_of_order = [one for one in self.out_of_order if one["table"] != name or one["key"] is not None]
+            return
+        if event["key"] is None:
+            self._apply_without_key(event, rows)
             return
         key = tuple(event["key"].values())
         old = (
@@ -81,6 +88,29 @@ class Consumer:
         elif event["op"] != "d":
             rows[key] = event["after"]
             self.copied += event["op"] == "r"
+
+    def _apply_without_key(self, event: Event, rows: dict[RowKey, Event]) -> None:
+        """Remove one row that equals the old one, and add the new one; before the first rows nothing is known."""
+        before, after = event["before"], event["after"]
+        if before is not None and rows.pop(last_of(rows, before), None) is None and event["table"] in self._is_whole:
+            self.out_of_order.append(event)
+        if after is not None:
+            new = {**(before or {}), **after}
+            number = last_of(rows, new)[1] + 1
+            rows[_text(new), number] = new
+            self.copied += event["op"] == "r"
+
+
+def _text(row: Event) -> str:
+    return json.dumps(row, sort_keys=True)
+
+
+def last_of(rows: dict[RowKey, Event], row: Event) -> RowKey:
+    """Return the key of the last one of equal rows; its number is -1 if there is none."""
+    text, number = _text(row), 0
+    while (text, number) in rows:
+        number += 1
+    return text, number - 1
 
 
 @dataclass(frozen=True)
@@ -106,13 +136,22 @@ class Difference:
 
 
 def source_rows(source: Database, table: str, key: tuple[str, ...]) -> dict[RowKey, Event]:
-    """Return the rows of a table as a consumer must have them; ``to_json`` is the server's own spelling."""
+    """Return the rows of a table as a consumer must have them; ``to_json`` is the server's own spelling.
+
+    Without a key equal rows have numbers.
+    """
     from psycopg import sql
 
     query: QueryNoTemplate = sql.SQL("SELECT to_json(t)::text FROM {} t").format(sql.Identifier(*table.split(".")))
     with closing(source.connect()) as conn:
         rows = [json.loads(row[0], parse_float=str) for row in conn.execute(query).fetchall()]
-    return {tuple(row[column] for column in key): row for row in rows}
+    if key:
+        return {tuple(row[column] for column in key): row for row in rows}
+    found: dict[RowKey, Event] = {}
+    for row in rows:
+        text, number = last_of(found, row)
+        found[text, number + 1] = row
+    return found
 
 
 def compare(ours: dict[RowKey, Event], truth: dict[RowKey, Event]) -> Difference:
