@@ -219,6 +219,7 @@ def _job(
                 f"--table {', '.join(missing)}: no published table to copy",
                 hint="correct the name, or omit it; the slot was not created",
             )
+        snapshot_tables.require_readable(control, found)
         ranges = snapshot_tables.ranges(control, found, workers)
         row = control.execute(_NEXT_XID).fetchone()
     assert row is not None

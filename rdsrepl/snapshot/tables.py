@@ -6,10 +6,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from rdsrepl.errors import Denied
 from rdsrepl.postgres import table_structures, versions
 from rdsrepl.postgres.connection import server_version
 from rdsrepl.postgres.table_structures import TableName
+from rdsrepl.snapshot.requests import table_text
 from rdsrepl.tail.model import Column, Relation
+from rdsrepl.text.commands import command
+from rdsrepl.text.counts import named
+from rdsrepl.text.escapes import shown
 
 if TYPE_CHECKING:
     from psycopg.sql import Composable, Composed
@@ -19,6 +24,8 @@ if TYPE_CHECKING:
 # A range has at least so many pages: 8 MB.
 _FEWEST_PAGES: Final = 1_024
 _RANGES_PER_WORKER: Final = 4
+# In a command to paste.
+_MOST_GRANTED: Final = 20
 
 _TABLE: Final = """
 SELECT c.oid::bigint, c.relreplident::text, c.relkind::text FROM pg_catalog.pg_class c
@@ -60,6 +67,16 @@ SELECT a.attname::text FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n
   JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid AND a.attnum = i.indkey[0]
  WHERE n.nspname = %s AND c.relname = %s
    AND a.atttypid IN ('pg_catalog.int2'::regtype, 'pg_catalog.int4'::regtype, 'pg_catalog.int8'::regtype)
+"""
+# Partitions are read directly: a right on the partitioned table is not enough.
+_UNREADABLE: Final = """
+SELECT n.nspname::text, c.relname::text, pg_catalog.row_security_active(c.oid), current_user::text
+  FROM unnest(%s::text[], %s::text[]) w (nspname, relname)
+  JOIN pg_catalog.pg_namespace n ON n.nspname = w.nspname
+  JOIN pg_catalog.pg_class c ON c.relnamespace = n.oid AND c.relname = w.relname
+ WHERE pg_catalog.row_security_active(c.oid) OR NOT pg_catalog.has_schema_privilege(n.oid, 'USAGE')
+    OR NOT (pg_catalog.has_table_privilege(c.oid, 'SELECT') OR pg_catalog.has_any_column_privilege(c.oid, 'SELECT'))
+ ORDER BY 3 DESC, 1, 2
 """
 _LIMITS: Final = "SELECT pg_catalog.min({key}), pg_catalog.max({key}) FROM ONLY {part}"
 
@@ -133,6 +150,29 @@ def _table(conn: Connection, name: TableName, sent: frozenset[str] | None, row_f
     parts = [((schema, part), pages) for schema, part, pages in conn.execute(_PARTS, {"oid": oid}).fetchall()]
     relation = Relation(oid, name[0], name[1], identity, tuple(columns))
     return SnapshotTable(relation, tuple(sorted(types)), row_filter, tuple(parts))
+
+
+def require_readable(conn: Connection, tables: Sequence[SnapshotTable]) -> None:
+    """Check that this role may read all rows of tables: in the middle of a copy is too late.
+
+    Raises:
+        Denied: it may not.
+    """
+    parts = [name for table in tables for name, _ in table.parts]
+    schemas, names = [schema for schema, _ in parts], [name for _, name in parts]
+    found = conn.execute(_UNREADABLE, (schemas, names)).fetchall()
+    if not found:
+        return
+    role, has_policies = found[0][3], found[0][2]
+    listed = [table_text(schema, name) for schema, name, by_policy, _ in found if by_policy == has_policies]
+    if has_policies:
+        raise Denied(
+            f"row security policies hide rows from role {shown(role)}: {named(listed, most=3)}",
+            hint="use the owner of the tables, or a role with BYPASSRLS",
+        )
+    some = listed[:_MOST_GRANTED]
+    grant = command(f"role grant {{}} --user ADMIN{' --grant-select {}' * len(some)}", role, *some)
+    raise Denied(f"role {shown(role)} may not read {named(listed, most=3)}", hint=f"grant it: {grant}")
 
 
 def without_key(conn: Connection, tables: Sequence[SnapshotTable]) -> list[SnapshotTable]:

@@ -17,7 +17,7 @@ import pytest
 
 from rdsrepl.snapshot import tables
 from tests.fixtures.postgres import Database
-from tests.fixtures.program import Program
+from tests.fixtures.program import Program, Result
 from tests.fixtures.waiting import wait_until
 
 _TABLES = (
@@ -225,6 +225,45 @@ def test_a_partition_has_the_name_that_the_stream_gives_it(db15: Database) -> No
         for names, sent in expected.items():
             found = tables.ls(conn, names.split(), lambda *name: True)
             assert {table.relation.table for table in found} == sent, names
+
+
+def test_rows_that_the_role_may_not_read_are_named_before_there_is_a_slot(
+    db18: Database, rdsrepl: Program, tmp_path: Path
+) -> None:
+    """In the middle of the copy is too late. A right on some columns is enough where only these are sent."""
+    role = f"reader_{db18.name}"
+    db18.run(
+        f"CREATE ROLE {role} LOGIN REPLICATION PASSWORD 'r'",
+        "CREATE TABLE a (id int PRIMARY KEY, secret text)",
+        "CREATE TABLE b (id int PRIMARY KEY)",
+        "CREATE PUBLICATION p FOR TABLE a (id), b",
+    )
+    words = (
+        "slot",
+        "tail",
+        "s",
+        "--create",
+        "pgoutput",
+        "--snapshot",
+        "--until-now",
+        "--to",
+        f"file:{tmp_path / 'out'}",
+    )
+
+    def copy() -> Result:
+        return rdsrepl(*words, dsn=f"{db18.server.dsn(user=role, dbname=db18.name)} password=r")
+
+    result = copy()
+    assert (result.code, f"role {role} may not read public.a, public.b" in result.err) == (5, True), result.err
+    assert f"role grant {role} --user ADMIN --grant-select public.a --grant-select public.b" in result.err
+    db18.run(
+        f"GRANT SELECT (id) ON a TO {role}", f"GRANT SELECT ON b TO {role}", "ALTER TABLE b ENABLE ROW LEVEL SECURITY"
+    )
+    result = copy()
+    assert (result.code, f"row security policies hide rows from role {role}: public.b" in result.err) == (5, True)
+    assert _slots(db18) == []
+    db18.run("ALTER TABLE b DISABLE ROW LEVEL SECURITY")
+    assert copy().code == 0
 
 
 def test_a_killed_snapshot_leaves_nothing(source: Database, rdsrepl: Program, tmp_path: Path) -> None:
