@@ -109,6 +109,7 @@ def copy(
         run = InitialCopy(job, ranges, sink, progress, warn, slot.check, state)
         try:
             with _saying(slot, warn):
+                slot.check()  # another process may have had the state until now
                 if state is None or not state.goes_on:
                     run.work(workers)
                     slot.check()

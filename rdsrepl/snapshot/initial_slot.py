@@ -9,9 +9,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from rdsrepl.errors import AlreadyExists, ConnectionLost, InUse, NotFound, SlotInvalidated, SlotsExhausted
-from rdsrepl.postgres import slots
+from rdsrepl.postgres import server_identity, slots
 from rdsrepl.postgres.error_mapping import translating
 from rdsrepl.snapshot.exported_snapshot import ExportedSnapshot
+from rdsrepl.state import streamed_slots
 from rdsrepl.text.commands import command
 
 if TYPE_CHECKING:
@@ -88,9 +89,14 @@ class InitialSlot:
             AlreadyExists: another process created one with this name.
             Error: the server refused it.
         """
-        with translating():
-            self._control.execute(_COPY, (self._source.slot_name, self.name))
+        try:
+            with translating():
+                self._control.execute(_COPY, (self._source.slot_name, self.name))
+        except AlreadyExists:
+            raise self._created_by_another() from None
         self.is_created = True
+        # What an older slot of this name has delivered is no gap before this one.
+        streamed_slots.delete(server_identity.system_identifier(self._control) or "", self.name)
 
     def check(self) -> None:
         """Check that the stream can begin at the position of the snapshot.
@@ -115,12 +121,15 @@ class InitialSlot:
         assert row is not None
         exists, has_snapshot = row
         if exists:
-            raise AlreadyExists(
-                f"another process has created slot {self.name} since this command began",
-                hint="run one command for each slot; another slot name makes a second copy",
-            )
+            raise self._created_by_another()
         if not has_snapshot:
             raise ConnectionLost("the connection that holds the snapshot was lost", hint=self.what_is_left)
+
+    def _created_by_another(self) -> AlreadyExists:
+        return AlreadyExists(
+            f"another process has created slot {self.name} since this command began",
+            hint="run one command for each slot; another slot name makes a second copy",
+        )
 
     def _require_unread(self) -> None:
         try:

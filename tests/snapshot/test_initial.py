@@ -266,6 +266,19 @@ def test_rows_that_the_role_may_not_read_are_named_before_there_is_a_slot(
     assert copy().code == 0
 
 
+def test_a_slot_that_was_dropped_elsewhere_is_copied_again(db18: Database, rdsrepl: Program, tmp_path: Path) -> None:
+    """What an older slot of that name has delivered is no gap: this output has all rows."""
+    db18.run("CREATE TABLE t (id int PRIMARY KEY)", "INSERT INTO t VALUES (1)", "CREATE PUBLICATION p FOR TABLE t")
+    words = ("slot", "tail", "s", "--create", "pgoutput", "--snapshot", "--until-now", "-f", "json")
+    for run in (1, 2):
+        out = tmp_path / f"{run}.jsonl"
+        result = rdsrepl(*words, "--to", f"file:{out}", dsn=db18.dsn)
+        assert result.code == 0, result.err
+        assert "since the last run" not in result.err
+        assert [event["after"]["id"] for event in _rows(out)] == list(range(1, run + 1))
+        db18.run("INSERT INTO t SELECT max(id) + 1 FROM t", "SELECT pg_drop_replication_slot('s')")
+
+
 def test_a_killed_snapshot_leaves_nothing(source: Database, rdsrepl: Program, tmp_path: Path) -> None:
     """Where the stream cannot go on: no slot is left, and the file is refused; a new file begins again."""
     out = tmp_path / "out.jsonl"
