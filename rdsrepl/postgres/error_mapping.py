@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
 from rdsrepl import errors
+from rdsrepl.text.commands import command
 
 if TYPE_CHECKING:
     import psycopg
@@ -196,6 +197,11 @@ def _classify(state: str, text: str) -> tuple[type[errors.Error], str | None]:
     if (state == "42501" and "output plugin" in text) or "output_plugin_libraries" in text:
         plugin = match[1] if (match := re.search(r'"([^"]+)"', text)) else "PLUGIN"
         return errors.PluginNotAllowed, plugin_remedy("pgoutput, test_decoding", plugin)
+    if state == "42501" and (table := re.search(r"permission denied for table (.+)", text)):
+        return errors.Denied, (
+            "grant the role what it needs; to let it read: "
+            f"{command('role grant NAME --grant-select {} --user ADMIN', table[1])}"
+        )
     if state == "55000":
         if "wal_level" in text:
             return errors.WalLevelNotLogical, WAL_LEVEL_REMEDY

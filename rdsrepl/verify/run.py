@@ -12,7 +12,7 @@ from rdsrepl.errors import TimedOut
 from rdsrepl.plan import Statement
 from rdsrepl.postgres import connection, versions
 from rdsrepl.units import format_duration
-from rdsrepl.verify import limited, selection, tables
+from rdsrepl.verify import limited, privileges, selection, tables
 from rdsrepl.verify.links import StandbyLink, wait_until_applied
 from rdsrepl.verify.ranges import Pair
 from rdsrepl.verify.results import Progress, TableResult, TableState, Verification
@@ -66,6 +66,7 @@ def verify(
         BadValue: source and target are one database; ``read_from`` is no standby of the source.
         NotFound: no such publication or table.
         TimedOut: ``read_from`` is too far behind.
+        Denied: a role may not read a table.
         Refused: how the target gets the changes is not known, its subscription is disabled, or too many rows differ to
             be repaired.
         Error: a statement failed.
@@ -82,6 +83,8 @@ def verify(
         chosen = selection.select(
             here, there, publication=options.publication, only=options.tables, no_changes=options.no_changes
         )
+        for conn, place in ((here, source), (reader, read_from or source), (there, target)):
+            privileges.require_readable(conn, place.label, chosen.tables)
         oldest = min(connection.server_version(conn) for conn in (here, there))
         how = How(
             oldest >= versions.RECORD_HASHES_SINCE,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Iterator
 from contextlib import closing
@@ -295,6 +296,29 @@ def test_types_that_become_wider(make_database: Any, servers: Servers, rdsrepl: 
     assert [(row["key"]["id"], row["state"], row["columns"]) for row in keys] == [
         ("5", "different", ["n"]), ("9", "missing", None), ("3000000000", "extra", None),
     ]  # fmt: skip
+
+
+def test_the_server_that_refuses_is_named(pair: tuple[Database, Database], rdsrepl: Program) -> None:
+    source, target = pair
+    role, login = f"reads_{target.name}", {"PGPASSWORD": "of-the-role"}
+    grant = f"GRANT SELECT ON ALL TABLES IN SCHEMA public TO {role}"
+    try:
+        for database in pair:
+            database.run(f"CREATE ROLE {role} LOGIN PASSWORD 'of-the-role'", grant)
+        words = ("--to", target.server.dsn(user=role, dbname=target.name), "--no-changes", "--table", "keyless")
+        dsn = source.server.dsn(user=role, dbname=source.name)
+        target.run(f"REVOKE ALL ON keyless FROM {role}", f"GRANT SELECT (a) ON keyless TO {role}")
+        denied = rdsrepl("verify", *words, dsn=dsn, env=login)
+        assert (denied.code, f"error: --to: role {role} may not read table public.keyless [42501]" in denied.err) == (
+            5,
+            True,
+        ), denied.err
+        (remedy,) = re.findall(r"hint: there, as the owner: (GRANT .*)", denied.err)
+        target.run(remedy)
+        assert rdsrepl("verify", *words, dsn=dsn, env=login).code == 0
+    finally:
+        for database in pair:
+            database.run(f"DROP OWNED BY {role}", f"DROP ROLE {role}")
 
 
 def test_a_disabled_subscription_is_refused(pair: tuple[Database, Database], rdsrepl: Program) -> None:
