@@ -271,15 +271,7 @@ class ReadSession:
         self._send(block)
 
     def _done(self, place: int) -> None:
-        self._changed(
-            lambda one: replace(
-                one,
-                tables=tuple(
-                    replace(table, is_done=True) if number == place else table
-                    for number, table in enumerate(one.tables)
-                ),
-            )
-        )
+        self._changed(lambda one: one.with_table(place, replace(one.tables[place], is_done=True)))
 
     def _chunk(
         self, state: SnapshotState, place: int, name: tuple[str, str], cursor: Cursor | None, keys: Sequence[Cursor]
@@ -373,13 +365,13 @@ class ReadSession:
         self._snapshots.wait(self._run, for_all=True)
         described = tuple(map(str, table.key))
         is_other = self._snapshots.table(self._id, place).key not in ((), described)
+        begins = is_other or not table.key
 
         def noted(one: SnapshotState) -> SnapshotState:
-            before = one.tables[place]
-            after = replace(before, key=described, estimated_rows=before.estimated_rows or table.estimated_rows)
-            if is_other:
-                after = replace(after, cursor=None, read_again=())
-            return replace(one, tables=(*one.tables[:place], after, *one.tables[place + 1 :]))
+            before = one.tables[place].from_start() if begins else one.tables[place]
+            is_part = one.request.where is not None or table.row_filter is not None
+            estimate = None if is_part else before.estimated_rows or table.estimated_rows
+            return one.with_table(place, replace(before, key=described, estimated_rows=estimate))
 
         self._changed(noted)
         if is_other:

@@ -350,7 +350,7 @@ class SharedState:
 
     def _read_from_start(self, snapshot_id: str, place: int, table: TableState) -> None:
         """Read a table again: the text of a moved key is not known, or there are too many."""
-        self._set_table(snapshot_id, place, replace(table, cursor=None, read_again=()))
+        self._set_table(snapshot_id, place, table.from_start())
         written = [chunk for chunk in self._written if (chunk.snapshot_id, chunk.place) != (snapshot_id, place)]
         self._written = deque(written)  # a chunk that the output has later would bring the cursor back
         self.begin_run()
@@ -373,7 +373,7 @@ class SharedState:
         for one in self._snapshots:
             for place, table in enumerate(one.tables):
                 if table.marker and timelines.of_start(table.marker) != table.timeline:
-                    again = replace(table, cursor=None, rows=0, chunks=0, conflicts=0, is_done=False, key=(), marker=0)
+                    again = replace(table.from_start(), read_again=table.read_again, key=(), marker=0)
                     self._go_back(one.request.id, place, again)
 
     def _go_back(self, snapshot_id: str, place: int, table: TableState) -> None:
@@ -553,8 +553,7 @@ class SharedState:
         self._snapshots = tuple(changed if one.request.id == changed.request.id else one for one in self._snapshots)
 
     def _set_table(self, snapshot_id: str, place: int, table: TableState) -> None:
-        one = self._get(snapshot_id)
-        self._set(replace(one, tables=(*one.tables[:place], table, *one.tables[place + 1 :])))
+        self._set(self._get(snapshot_id).with_table(place, table))
 
     def _save(self) -> None:
         with self._saving:

@@ -13,7 +13,7 @@ import os
 import time
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from enum import StrEnum
 from hashlib import sha256
@@ -93,6 +93,10 @@ class TableState:
         """Whether the output has a TRUNCATE of the table, and not all rows and changes since."""
         return self.method is Method.slot and self.marker > 0 and not self.is_done
 
+    def from_start(self) -> TableState:
+        """Return the table as it is when it is read again from the start: its rows are counted again."""
+        return replace(self, cursor=None, rows=0, chunks=0, conflicts=0, read_again=(), is_done=False)
+
 
 @dataclass(frozen=True, slots=True)
 class SnapshotState:
@@ -123,6 +127,13 @@ class SnapshotState:
     def new(cls, request: Request) -> SnapshotState:
         """Return the state of a request that was just received."""
         return cls(request, tables=tuple(TableState(table) for table in request.tables))
+
+    def with_table(self, place: int, table: TableState) -> SnapshotState:
+        """Return the snapshot with another state of the table at PLACE; the rate is that of the rows that count."""
+        before, after = sum(one.rows for one in self.tables), table.rows - self.tables[place].rows
+        seconds = self.running_seconds * (before + after) / before if after < 0 else self.running_seconds
+        tables = (*self.tables[:place], table, *self.tables[place + 1 :])
+        return replace(self, tables=tables, running_seconds=seconds)
 
 
 @dataclass(frozen=True, slots=True)

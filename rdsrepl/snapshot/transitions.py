@@ -91,10 +91,11 @@ def _controlled(found: SnapshotState, verb: Verb, now: datetime, allowed: Allowe
         if (reason := allowed.reason_against(found.request)) is not None:
             return None, f"{name} is not resumed: {reason}"
         again = Status.requested if found.started_at is None else Status.running
-        tables = found.tables
-        if status is Status.failed:  # rows may have moved to the part that was read, and nothing noted it
-            tables = tuple(one if one.is_done else replace(one, cursor=None, read_again=()) for one in tables)
-        return replace(found, status=again, reason=None, ended_at=None, tables=tables), f"{name} is resumed"
+        resumed = replace(found, status=again, reason=None, ended_at=None)
+        for place, table in enumerate(found.tables):
+            if status is Status.failed and not table.is_done:  # nothing noted rows that moved to the part that was read
+                resumed = resumed.with_table(place, table.from_start())
+        return resumed, f"{name} is resumed"
     if status.has_ended:
         return None, f"{name} is {status} already"
     if verb is Verb.cancel:

@@ -18,6 +18,7 @@ from psycopg import sql
 from rdsrepl import apply, errors
 from rdsrepl.config import Target
 from rdsrepl.snapshot import state, table_store
+from rdsrepl.snapshot.overview import progress, rows_per_second
 from rdsrepl.snapshot.requests import Control, Request, Verb
 from rdsrepl.snapshot.state import (
     FilePlace,
@@ -194,6 +195,18 @@ def test_what_signals_do() -> None:
     assert said(done, Verb.pause) == ("snapshot a1 is done already", ("done",))
     assert said(done, Verb.cancel) == ("snapshot a1 is done already", ("done",))
     assert cancelled[0].ended_at == _NOW
+
+
+def test_a_failed_snapshot_counts_the_rows_again_that_it_reads_again() -> None:
+    done = TableState("public.a", ("9",), 300, 300, 3, is_done=True)
+    part = TableState("public.b", ("5",), 100, 400, 2, 1, (("7",),), marker=5)
+    request = Request("a1", "orders_cdc", ("public.a", "public.b"))
+    failed = SnapshotState(request, Status.failed, "no", (done, part), _NOW, _NOW, running_seconds=8.0)
+    (resumed,) = after((failed,), Control(Verb.resume, "a1", "orders_cdc"), now=_NOW).snapshots
+    assert resumed.tables == (done, TableState("public.b", estimated_rows=400, marker=5))
+    assert rows_per_second(resumed) == rows_per_second(failed) == 50
+    first, second = progress([resumed])
+    assert (first.rows, second.rows, second.left_seconds) == (300, 0, 8.0)
 
 
 def test_a_condition_needs_permission() -> None:
