@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import select
+import shlex
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
@@ -21,6 +22,7 @@ from rdsrepl.snapshot import tables as snapshot_tables
 from rdsrepl.snapshot.requests import Method, table_text
 from rdsrepl.tail.model import Relation
 from rdsrepl.text.commands import command
+from rdsrepl.text.counts import counted, named
 
 if TYPE_CHECKING:
     from psycopg.sql import Composable, Composed
@@ -157,27 +159,30 @@ class ChunkTable:
         return tuple(places[column.name] for column in self.key)
 
 
-def expanded(conn: Connection, names: Sequence[TableName], publications: Sequence[str]) -> list[TableName]:
-    """Return the published tables for names: a partitioned table whose partitions are published stands for those.
+def expanded(conn: Connection, name: TableName, publications: Sequence[str]) -> list[TableName]:
+    """Return the published tables for a name: a partitioned table whose partitions are published stands for those.
 
     Raises:
-        NotFound: a table does not exist.
-        Refused: the publications do not send it.
+        NotFound: the table does not exist.
+        Refused: the publications do not send it, or only some of its partitions.
     """
     sent = table_structures.published(conn, publications)
-    found: list[TableName] = []
-    for name in names:
-        if name in sent:
-            found.append(name)
-            continue
-        leaves = [(schema, table) for schema, table in conn.execute(_LEAVES, name).fetchall()]
-        if leaves and all(leaf in sent for leaf in leaves):
-            found += leaves
-            continue
-        if conn.execute(_ABOUT, name).fetchone() is None:
-            raise NotFound(f"table {table_text(*name)} does not exist")
-        raise _not_published(name)
-    return list(dict.fromkeys(found))
+    if name in sent:
+        return [name]
+    leaves = [(schema, table) for schema, table in conn.execute(_LEAVES, name).fetchall()]
+    published = [leaf for leaf in leaves if leaf in sent]
+    if leaves and published == leaves:
+        return leaves
+    if published:
+        texts = [table_text(*leaf) for leaf in published]
+        raise Refused(
+            f"the publications have only {len(texts)} of {counted(len(leaves), 'partition')} of {table_text(*name)}",
+            hint=f"name those, each with --table: {named([shlex.quote(one) for one in texts], most=5)}; "
+            "or publish the others",
+        )
+    if conn.execute(_ABOUT, name).fetchone() is None:
+        raise NotFound(f"table {table_text(*name)} does not exist")
+    raise _not_published(name)
 
 
 def describe(

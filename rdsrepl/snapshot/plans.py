@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
@@ -81,8 +81,9 @@ def start(
             "no table is published", hint="publish one: rdsrepl publication create NAME --table TABLE"
         )
     request = replace(request, tables=tuple(dict.fromkeys(table_text(*name) for name in names)))
-    expanded = chunks.expanded(conn, names, sent)
-    tables = [chunks.describe(conn, name, sent, request.method) for name in expanded]
+    parts = {name: chunks.expanded(conn, name, sent) for name in names}
+    every = dict.fromkeys(part for of_name in parts.values() for part in of_name)
+    tables = [chunks.describe(conn, name, sent, request.method) for name in every]
     whole = [table_text(*table.name) for table in tables if not table.key]
     if whole and request.read_from is not None:
         raise errors.BadValue(
@@ -92,8 +93,7 @@ def start(
     for table in tables if request.where is not None else ():
         _require_condition(conn, table, request.where or "")
     if existing := next((one for one in known or () if one.request.id == request.id), None):
-        # The state names the partitions of a partitioned table that is published by them.
-        if existing.request not in (request, replace(request, tables=tuple(table_text(*name) for name in expanded))):
+        if not _is_same(existing.request, request, parts):
             raise errors.AlreadyExists(
                 f"slot {slot.slot_name} has another snapshot {request.id}", hint="give another --id, or omit it"
             )
@@ -104,6 +104,17 @@ def start(
     step = _step(conn, slot, request, f"request snapshot {request.id}", _contents(tables))
     title = f"start snapshot {request.id} of {named(request.tables, most=3)}"
     return Plan(title, (step,), tuple(_warnings(slot, request, whole, known)))
+
+
+def _is_same(existing: Request, request: Request, parts: Mapping[TableName, Sequence[TableName]]) -> bool:
+    """Return whether a request is for the same.
+
+    The state names the partitions of a partitioned table that is published by them, and those only that the stream has.
+    """
+    there = set(existing.table_names)
+    stands_for = [{name, *of_name} for name, of_name in parts.items()]
+    is_same = all(there & one for one in stands_for) and there <= set().union(*stands_for)
+    return is_same and replace(existing, tables=request.tables) == request
 
 
 def _all_tables(conn: Connection, publications: Sequence[str], state: Place) -> list[TableName]:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Final
 from rdsrepl.errors import MalformedMessage, Refused
 from rdsrepl.postgres import connection, standby_lag
 from rdsrepl.postgres.error_mapping import translating
+from rdsrepl.postgres.table_structures import TableName
 from rdsrepl.snapshot import chunks, pacing, row_source, table_copy
 from rdsrepl.snapshot.chunk_rows import ChunkRows, RowFormat
 from rdsrepl.snapshot.chunks import Altered, ChunkTable, Cursor
@@ -30,7 +31,7 @@ from rdsrepl.snapshot.waiting import WaitReport
 from rdsrepl.tail.formats.base import Format
 from rdsrepl.tail.formats.type_catalog import Catalog
 from rdsrepl.tail.xlogdata import MALFORMED
-from rdsrepl.text.counts import form
+from rdsrepl.text.counts import counted, form, named
 from rdsrepl.units import format_duration
 
 if TYPE_CHECKING:
@@ -174,16 +175,36 @@ class ReadSession:
             )
 
         one = self._snapshots.update(self._run, self._id, lambda one: one)
-        names = chunks.expanded(self._primary, one.request.table_names, stream.checked.publications)
+        names = list(dict.fromkeys(part for name in one.request.table_names for part in self._parts(name)))
         methods = {}
         for name in names:
-            if not stream.wants(*name):
-                raise Refused(f"table {table_text(*name)} is not in the stream: --table of slot tail leaves it out")
             table = chunks.describe(self._primary, name, stream.checked.publications, one.request.method)
             methods[table_text(*name)] = Method.chunks if table.key else Method.slot
         if Method.slot in methods.values():
             self._require_whole(one.request)
         return self._changed(begun)
+
+    def _parts(self, name: TableName) -> list[TableName]:
+        """Return the tables of the stream for a name: itself, or the partitions by which it is published.
+
+        Raises:
+            NotFound: it does not exist.
+            Refused: it is not in the stream.
+        """
+        stream = self._stream
+        parts = chunks.expanded(self._primary, name, stream.checked.publications)
+        found = [part for part in parts if stream.wants(*part)]
+        if not found:
+            raise Refused(
+                f"table {table_text(*name)} is not in the stream: --table of slot tail leaves it out",
+                hint="start a snapshot without it, or run slot tail with another --table",
+            )
+        if left_out := [table_text(*part) for part in parts if part not in found]:
+            stream.note(
+                f"snapshot {self._id}: the stream has {len(found)} of {counted(len(parts), 'partition')} of "
+                f"{table_text(*name)}; --table of slot tail leaves out {named(left_out, most=3)}"
+            )
+        return found
 
     def _require_whole(self, request: Request) -> None:
         """Make sure that a table without a key can be written whole.
