@@ -9,7 +9,6 @@ from __future__ import annotations
 import random
 import re
 import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -262,7 +261,3 @@ def report(kills: int = KILLS, failovers: int = FAILOVERS) -> None:
     for case in FAILOVER_CASES:
         for _ in range(failovers):
             run_failover(case, rng)
-
-
-if __name__ == "__main__":
-    report(int(sys.argv[1]) if len(sys.argv) > 1 else KILLS)

@@ -1,11 +1,10 @@
 """A million mutated messages for the decoders, and texts for the parsers: no untyped error, no memory growth.
 
-python -m tests.benchmarks.fuzz [MESSAGES [SEED]]
+``python -m tests.benchmarks fuzz [MESSAGES [SEED]]``
 """
 
 from __future__ import annotations
 
-import sys
 import tempfile
 import time
 from collections import Counter
@@ -81,7 +80,3 @@ def _resident() -> float:
         if line.startswith("VmRSS"):
             return int(line.split()[1]) / 1000
     return 0.0
-
-
-if __name__ == "__main__":
-    report(*map(int, sys.argv[1:3]))

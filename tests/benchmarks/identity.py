@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import tempfile
 import time
 from functools import partial
@@ -31,7 +30,3 @@ def report(kills: int = KILLS) -> None:
                 servers.stop()
         print(f"\nPostgreSQL {version}, two tails killed {kills} times each: {kept:,} lines, every identity unique")
         print(f"  {dropped:,} repeats dropped, {messages:,} messages, 0 differences; {time.monotonic() - began:.0f} s")
-
-
-if __name__ == "__main__":
-    report(int(sys.argv[1]) if len(sys.argv) > 1 else KILLS)

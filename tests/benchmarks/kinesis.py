@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from rdsrepl.sandbox.servers.postgres_server import PostgresServer
-from tests.benchmarks.measure import SCRIPT, connect, run
+from tests.benchmarks.measure import SCRIPT, connect, own_server, run
 from tests.fixtures.sandbox import Cloud
 
 CHANGES = 600_000
@@ -43,6 +43,13 @@ def kinesis_server(*words: str) -> Iterator[str]:
         process.stdout.close()
 
 
+def report() -> None:
+    """Measure and print the rates, and the latency."""
+    with own_server() as server:
+        compare(server)
+        latency(server)
+
+
 def compare(server: PostgresServer) -> None:
     """Measure and print the rates."""
     os.environ.update(AWS)
@@ -65,7 +72,6 @@ def compare(server: PostgresServer) -> None:
     ours += ["--no-confirm", "--endpoint-url"]
     with tempfile.TemporaryDirectory(prefix="rdsrepl-pg2kinesis-") as directory:
         _compare(dsn, ours, Pg2kinesis(server, directory))
-    latency(server)
 
 
 def _compare(dsn: str, ours: list[str], pg2kinesis: Pg2kinesis) -> None:

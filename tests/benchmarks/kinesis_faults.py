@@ -1,7 +1,4 @@
-"""The delivery contract to Kinesis at full size: kills, refusals and a failover together; a minute without Kinesis.
-
-python -m tests.benchmarks.kinesis_faults
-"""
+"""The delivery contract to Kinesis at full size: kills, refusals and a failover together; a minute without Kinesis."""
 
 from __future__ import annotations
 
@@ -416,9 +413,9 @@ def _peak_mb(pid: int) -> float:
     return int(next(line for line in status if line.startswith("VmHWM")).split()[1]) / 1000
 
 
-def report(server: PostgresServer) -> None:
+def report() -> None:
     """Run both scenarios, and print the results."""
-    with tempfile.TemporaryDirectory(prefix="rdsrepl-faults-") as directory:
+    with own_server() as server, tempfile.TemporaryDirectory(prefix="rdsrepl-faults-") as directory:
         home = Path(directory)
         for size in (FaultLoad(aggregate=True), FaultLoad(changes=30_000, per_second=700, kills=10)):
             name = "with --aggregate" if size.aggregate else "without"
@@ -436,8 +433,3 @@ def report(server: PostgresServer) -> None:
         print(f"  peak {down.memory:.1f} MB; status updates at most {down.reply_gap:.1f} s old", end="")
         print(f" (wal_sender_timeout 5 s), {down.connections} connection")
         print(f"  caught up {down.caught_up_seconds:.1f} s after its return, at {down.caught_up_rate:,.0f} changes/s")
-
-
-if __name__ == "__main__":
-    with own_server() as server:
-        report(server)

@@ -1,7 +1,5 @@
 """What one shard takes: 1,000 records and 1 MiB a second, limited by the local Kinesis server.
 
-python -m tests.benchmarks.kinesis_shard
-
 Rows under their own keys, whose changes have about 210 bytes and 390, with ``--aggregate`` and without. A consumer that
 separates the records, and discards what the KCL discards, checks loss and order. It also prints the cost: records, MiB
 and put payload units of a million changes.
@@ -33,8 +31,13 @@ _INSERTS: tuple[LiteralString, ...] = (
 _UNIT_BYTES = 25 * 1024
 
 
-def report(server: PostgresServer) -> None:
+def report() -> None:
     """Measure and print all of them."""
+    with own_server() as server:
+        _measure_all(server)
+
+
+def _measure_all(server: PostgresServer) -> None:
     with closing(connect(server)) as conn:
         conn.execute("CREATE SCHEMA b")
         conn.execute("CREATE TABLE b.s (i int PRIMARY KEY)")
@@ -85,8 +88,3 @@ def _measure(server: PostgresServer, insert: LiteralString, *, aggregate: bool, 
         f"    a million changes: {len(sizes) * scale:9,.0f} records, {sum(sizes) * scale / 2**20:3,.0f} MiB, "
         f"{units * scale:9,.0f} put payload units"
     )
-
-
-if __name__ == "__main__":
-    with own_server() as own:
-        report(own)

@@ -137,7 +137,3 @@ def report() -> None:
         _check_the_checks(browser, Path(directory) / "control.html", text)
     version = subprocess.run([browser, "--version"], capture_output=True, check=True).stdout.decode().strip()
     print(f"\nHTML pages in {version}: {2 * len(_HOSTILE)} pages, {images} screenshots: no problem")
-
-
-if __name__ == "__main__":
-    report()

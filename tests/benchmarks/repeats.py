@@ -12,7 +12,6 @@ import random
 import re
 import statistics
 import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -182,7 +181,3 @@ def report(kills: int = KILLS) -> None:
                 conn.execute("SELECT pg_drop_replication_slot(%s)", (slot,))
             _print(name, found)
         to_kinesis(server, kills)
-
-
-if __name__ == "__main__":
-    report(int(sys.argv[1]) if len(sys.argv) > 1 else KILLS)

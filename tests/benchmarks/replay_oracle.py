@@ -1,11 +1,10 @@
 """The replay oracle at full size: every server version, encoding and many seeds, with kills; no table may differ.
 
-python -m tests.benchmarks.replay_oracle [seeds]
+``python -m tests.benchmarks replay_oracle [SEEDS]``
 """
 
 from __future__ import annotations
 
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -53,7 +52,3 @@ def report(seeds: int = SEEDS) -> None:
     print(f"\nReplay of {lines - repeats:,} changes with {statements:,} DDL statements in the stream, {seeds} seeds")
     print(f"  on {', '.join(map(str, VERSIONS))} in {', '.join(ENCODINGS)}, {KILLS} kills each: 0 tables differ")
     print(f"  {repeats:,} repeats dropped, {as_text:,} lines with text; {time.monotonic() - began:.0f} s")
-
-
-if __name__ == "__main__":
-    report(int(sys.argv[1]) if len(sys.argv) > 1 else SEEDS)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -220,7 +219,3 @@ def report(*parts: str) -> None:
         with own_server(**settings) as server:
             for part in wanted:
                 part(server, server.dsn(user="bench", dbname="bench"))
-
-
-if __name__ == "__main__":
-    report(*sys.argv[1:])

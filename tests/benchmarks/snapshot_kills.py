@@ -9,7 +9,6 @@ nothing must be the source's, and the lines of each key must be in order. One of
 from __future__ import annotations
 
 import random
-import sys
 import tempfile
 import time
 from contextlib import closing
@@ -108,7 +107,3 @@ def _begin_again(tail: SnapshotTail) -> bool:
         tail.errors.unlink()
         tail.start()
     return False
-
-
-if __name__ == "__main__":
-    report(*map(int, sys.argv[1:]))

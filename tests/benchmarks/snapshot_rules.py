@@ -6,7 +6,6 @@ merged with chunks by each rule. Ours is the program itself. Before that, the mo
 
 from __future__ import annotations
 
-import sys
 import tempfile
 import threading
 from collections.abc import Sequence
@@ -140,7 +139,3 @@ def _round(
         flush=True,
     )
     source.run(f"SELECT pg_drop_replication_slot('{name}')")
-
-
-if __name__ == "__main__":
-    _servers(int(sys.argv[1])) if len(sys.argv) > 1 else report()

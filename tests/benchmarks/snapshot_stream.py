@@ -152,7 +152,3 @@ def _wrong_rows(rows: list[tuple[int, int]], copy: Path) -> int:
             if match := row.search(line):
                 seen[int(match[1])] = int(match[2])
     return sum(seen.get(key) != n for key, n in rows) + abs(len(seen) - len(rows))
-
-
-if __name__ == "__main__":
-    report()

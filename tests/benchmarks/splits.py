@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import random
 import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -107,7 +106,3 @@ def report(rounds: int = ROUNDS) -> None:
             old.stop("immediate")
             old.remove()
     print(f"\nSplits: {rounds}, with {sum(lost):,} lost transactions ({min(lost)} to {max(lost)}); all named, no other")
-
-
-if __name__ == "__main__":
-    report(int(sys.argv[1]) if len(sys.argv) > 1 else ROUNDS)

@@ -80,7 +80,3 @@ def report() -> None:
     for name, seconds in least.items():
         ratio = f"   {seconds / least['aws --version']:.2f} × aws --version" if aws is not None else ""
         print(f"  {name:<38} {seconds:6.3f}{ratio if name != 'aws --version' else ''}")
-
-
-if __name__ == "__main__":
-    report()

@@ -12,6 +12,7 @@ fast one gets a segment for each.
 
 from __future__ import annotations
 
+import os
 import statistics
 import subprocess
 import tempfile
@@ -165,12 +166,33 @@ def latency(server: PostgresServer) -> None:
                 print(f"  {name:<28} {mode:<12} {statistics.median(took):6.2f} {p95:6.2f}")
 
 
+def million(server: PostgresServer) -> None:
+    """Measure the memory for a transaction of 1,000,000 rows."""
+    with closing(connect(server)) as conn:
+        conn.execute("CREATE TABLE big (id int PRIMARY KEY, v text)")
+        conn.execute("SELECT pg_create_logical_replication_slot('m', 'pgoutput')")
+        conn.execute("INSERT INTO big SELECT g, 'row ' || g FROM generate_series(1, 1000000) g")
+    cost = run(
+        [
+            SCRIPT,
+            "-q",
+            "--dsn",
+            server.dsn(user="bench", dbname="bench"),
+            "slot",
+            "tail",
+            "m",
+            "-f",
+            "json",
+            "--until-now",
+        ]
+    )
+    print(f"\nOne transaction of 1,000,000 rows: {cost.wall:.2f} s, peak {cost.memory:.1f} MB")
+
+
 def report() -> None:
-    """Run both on a server of their own."""
+    """Run all on a server of their own."""
     with own_server() as server:
+        print(f"\nPostgreSQL {'.'.join(map(str, server.binaries.version))}, {os.cpu_count()} cores")
         compare(server)
+        million(server)
         latency(server)
-
-
-if __name__ == "__main__":
-    report()

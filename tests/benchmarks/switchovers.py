@@ -11,7 +11,6 @@ import os
 import re
 import statistics
 import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -259,7 +258,3 @@ def report(rounds: int = ROUNDS) -> None:
             f"{max(took):.1f} s at most; from the last write to the first change on the new one "
             f"{statistics.median(gaps):.1f} s (median), {max(gaps):.1f} s at most"
         )
-
-
-if __name__ == "__main__":
-    report(int(sys.argv[1]) if len(sys.argv) > 1 else ROUNDS)

@@ -1,6 +1,6 @@
 """A random workload, streamed through kills, and replayed into a second database: no table differs.
 
-The long run is ``python -m tests.benchmarks.replay_oracle``.
+The long run is ``python -m tests.benchmarks replay_oracle``.
 """
 
 from __future__ import annotations
