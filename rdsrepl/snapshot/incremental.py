@@ -154,6 +154,11 @@ class IncrementalSnapshots:
         """
         self.shared.delivered(lsn)
 
+    def close(self) -> None:
+        """Forget the changes that are withheld; the stream has ended."""
+        if self._recording.held is not None:
+            self._recording.held.close()
+
     def _is_needed(self, tx: Transaction) -> bool:
         """Return whether a transaction must be recorded: no chunk's snapshot is known that sees it."""
         if tx is not self._tx:

@@ -84,6 +84,7 @@ class StreamSnapshots(IncrementalSnapshots):
         """Stop the thread, save how far the snapshots are, and release the state."""
         self._reader.stop()
         self._own_catalog.close()
+        self.close()
         try:
             self.shared.close()
         except Error as exc:
