@@ -269,9 +269,10 @@ class ReadSession:
             is_stopped=self._is_over,
         )
         try:
-            for copied in found:
-                self._wait_for_turn()
-                self._send_block(place, fmt, copied)
+            with closing(found):  # before the connection is closed
+                for copied in found:
+                    self._wait_for_turn()
+                    self._send_block(place, fmt, copied)
         except Altered:
             raise Restarted from None
         while not copied.held.is_over:  # what changed while the rows were written

@@ -6,7 +6,7 @@ needed until the transaction that reads has taken the snapshot over.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
@@ -63,8 +63,8 @@ def read(
     most_rows: int,
     record: Callable[[HeldChanges], None],
     is_stopped: Callable[[], bool],
-) -> Iterator[CopiedRows]:
-    """Yield the rows; at least once, also without any.
+) -> Generator[CopiedRows, None, None]:
+    """Yield the rows; at least once, also without any. Closing the generator ends the statement.
 
     Args:
         rows: the connection that reads, outside of a transaction.

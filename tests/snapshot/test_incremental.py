@@ -7,7 +7,7 @@ import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytest
 
@@ -58,12 +58,12 @@ class Tail:
         self.out, self.state = directory / "out.jsonl", directory / "state.json"
 
     @contextmanager
-    def running(self, *words: str) -> Iterator[subprocess.Popen[bytes]]:
+    def running(self, *words: str, stderr: IO[bytes] | None = None) -> Iterator[subprocess.Popen[bytes]]:
         command = ["slot", "tail", self._slot, "--create", "pgoutput", "--publication", "p"]
         command += ["--state", str(self.state)]
         with self.out.open("ab") as file:
             process = self._rdsrepl.start(
-                *command, *(() if "-f" in words else ("-f", "json")), *words, dsn=self._dsn, stdout=file
+                *command, *(() if "-f" in words else ("-f", "json")), *words, dsn=self._dsn, stdout=file, stderr=stderr
             )
         try:
             wait_until(

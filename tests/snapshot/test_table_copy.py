@@ -14,7 +14,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from rdsrepl.snapshot.requests import Method, Request
+from rdsrepl.snapshot.requests import Control, Method, Request, Verb
 from tests.fixtures.postgres import Database
 from tests.fixtures.program import Program
 from tests.fixtures.waiting import wait_until
@@ -135,3 +135,54 @@ def test_a_table_without_a_key_is_written_whole_while_it_changes(source: Databas
         (event["timeline"], tuple(int(n, 16) for n in event["commit_lsn"].split("/")), event["seq"]) for event in found
     ]
     assert places == sorted(set(places)), "an identity is not unique, or not in order"
+
+
+def test_a_copy_that_is_paused_begins_again_and_one_that_is_cancelled_is_incomplete(
+    source: Database, tail: Tail, tmp_path: Path
+) -> None:
+    def control(verb: Verb, name: str) -> None:
+        signal(source, Control(verb, name, "s"))
+
+    def rows(name: str) -> int:
+        return int(tail.snapshots()[name]["tables"][0]["rows"])
+
+    log = tmp_path / "log"
+    with log.open("wb") as err, tail.running(ALLOW, stderr=err):
+        signal(source, request(chunk_rows=50, rows_per_second=2_000))
+        wait_until(lambda: tail.status("one") == "running" and rows("one") > 100, "rows are written")
+        control(Verb.pause, "one")
+        tail.wait_for("one", "paused")
+        source.run("INSERT INTO log VALUES (7, 'while it is paused', null)")
+        control(Verb.resume, "one")
+        tail.wait_for("one")
+        caught_up(source)
+        assert rows_of(tail.events()) == truth(source)
+        assert rows("one") == 2_001, "the rows of the first attempt are not counted"
+        signal(source, request("two", rows_per_second=100, chunk_rows=10))
+        wait_until(lambda: tail.status("two") == "running" and rows("two") > 0, "rows are written")
+        control(Verb.cancel, "two")
+        tail.wait_for("two", "cancelled")
+        source.run("INSERT INTO log VALUES (8, 'it is written again', null)")
+        caught_up(source)
+        assert tail.events()[-2]["after"]["a"] == 8, "the message of caught_up() is last"
+    text = log.read_text()
+    assert "snapshot two is cancelled; the output has not all rows of public.log" in text
+    assert "Traceback" not in text
+
+
+def test_without_permission_it_is_refused(source: Database, tail: Tail, rdsrepl: Program) -> None:
+    place = ("--slot", "s", "--state", str(tail.state))
+    words = ("snapshot", "start", *place, "--table", "log", "--id", "one", "--yes")
+    with tail.running():
+        refused = rdsrepl(*words, dsn=source.dsn)
+        assert refused.code == 4
+        assert "table public.log has no primary key" in refused.err and "--method slot" in refused.err
+        result = rdsrepl(*words, "--method", "slot", "--wait", dsn=source.dsn)
+        assert result.code == 1
+        assert "the output gets a TRUNCATE of each" in result.err
+        assert "needs slot tail --allow-snapshot-truncate" in result.err
+    with tail.running(ALLOW):
+        again = rdsrepl("snapshot", "resume", "one", *place, "--yes", dsn=source.dsn)
+        assert again.code == 0, again.err
+        wait_until(lambda: tail.status("one") == "done", "it is complete")
+    assert rows_of(tail.events()) == truth(source)
