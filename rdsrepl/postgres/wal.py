@@ -24,9 +24,7 @@ class Wal(ServerIdentity):
         at: the clock of the server.
         slot_keep_bytes: ``max_slot_wal_keep_size``; None is unlimited.
         keep_bytes: ``wal_keep_size``, which the server keeps with or without slots.
-        checkpoint_seconds: ``checkpoint_timeout``. A slot over its limit is invalidated at a checkpoint.
         next_xid: the 64-bit number of the next transaction.
-        freeze_max_age: ``autovacuum_freeze_max_age``.
         idle_timeout_seconds: ``idle_replication_slot_timeout`` (18); None where it is off or not known.
         clock_skew_seconds: how far the clock of the server is ahead of this machine's; 0 where they agree within the
             time that the query took.
@@ -36,9 +34,7 @@ class Wal(ServerIdentity):
     version: int
     slot_keep_bytes: int | None
     keep_bytes: int
-    checkpoint_seconds: int
     next_xid: int
-    freeze_max_age: int
     idle_timeout_seconds: int | None = None
     clock_skew_seconds: float = 0.0
 
@@ -53,9 +49,7 @@ SELECT current_database()::text AS database, pg_postmaster_start_time() AS start
            AS slot_keep_bytes,
        coalesce((SELECT setting::bigint FROM pg_catalog.pg_settings WHERE name = 'wal_keep_size'), 0) << 20
            AS keep_bytes,
-       (SELECT setting::integer FROM pg_catalog.pg_settings WHERE name = 'checkpoint_timeout') AS checkpoint_seconds,
        pg_snapshot_xmax(pg_current_snapshot())::text::bigint AS next_xid,
-       current_setting('autovacuum_freeze_max_age')::bigint AS freeze_max_age,
        (SELECT nullif(setting::bigint, 0) * CASE unit WHEN 'min' THEN 60 ELSE 1 END FROM pg_catalog.pg_settings
          WHERE name = 'idle_replication_slot_timeout') AS idle_timeout_seconds
   FROM (SELECT pg_is_in_recovery() AS in_recovery,

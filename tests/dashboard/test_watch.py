@@ -70,7 +70,7 @@ DOCS = ROOT / "docs" / "watch.md"
 SERVER = ServerFacts("16.4 (Debian)", 16, "rds", False, "app", "dba", True, False, True, True, NOW)
 WAL = Wal(
     "app", NOW - timedelta(days=30), False, Lsn(1000 * GIB), 1, at=NOW, version=16, slot_keep_bytes=200 * GIB,
-    keep_bytes=0, checkpoint_seconds=300, next_xid=10_000, freeze_max_age=200_000_000,
+    keep_bytes=0, next_xid=10_000,
 )  # fmt: skip
 
 
