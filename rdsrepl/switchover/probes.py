@@ -71,7 +71,7 @@ class Progress:
         self._remarked = 0
         self.expected: dict[str, Lsn] = dict(expected or {})
 
-    def quiet(self, target: Target) -> Condition:  # noqa: ARG002 - it knows both servers
+    def quiet(self, target: Target) -> Condition:
         """Return whether no transaction has written for some time."""
         now = self._activity()
         before, self._seen = self._seen, now
@@ -85,7 +85,7 @@ class Progress:
         seconds = self._clock() - self._quiet_since
         return Condition(seconds >= self._quiet_seconds, f"no transaction has written for {format_duration(seconds)}")
 
-    def reached(self, target: Target) -> Condition:  # noqa: ARG002
+    def reached(self, target: Target) -> Condition:
         """Return whether the consumers, the standby and the copies have reached the marker."""
         now = self._activity()
         marker = switchover.moved(self._marker, now)
@@ -107,7 +107,7 @@ class Progress:
         self.expected = switchover.positions(primary, marker)
         return Condition(True, f"at {marker.lsn}", facts={"marker": str(marker.lsn)})
 
-    def unwritten(self, target: Target) -> Condition:  # noqa: ARG002
+    def unwritten(self, target: Target) -> Condition:
         """Return whether nothing was written since the marker; then record the marker."""
         assert self._marker is not None
         now = self._activity()
@@ -128,7 +128,7 @@ class Progress:
         )
         return Condition(True, "nothing was written")
 
-    def proven(self, target: Target) -> Condition:  # noqa: ARG002
+    def proven(self, target: Target) -> Condition:
         """Return whether the promoted server has every slot where its consumer was."""
         promoted = self._read(self._new, self._new_label)
         waiting = switchover.unproven(self.expected, promoted)
@@ -144,7 +144,7 @@ class Progress:
         facts = {name: f"at {slot.confirmed_flush_lsn}" for name in self.expected if (slot := promoted.slot(name))}
         return Condition(True, f"{counted(len(facts), 'slot')} verified", facts=facts)
 
-    def unwritten_since(self, target: Target) -> Condition:  # noqa: ARG002
+    def unwritten_since(self, target: Target) -> Condition:
         """Return whether the old primary committed nothing between the proof and the promotion, if it answers."""
         if self._marker is None:
             return Condition(True, "the marker is of an earlier run")

@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 from fnmatch import fnmatchcase
 from functools import lru_cache
 from json.encoder import encode_basestring as quote
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol, cast
 
 from rdsrepl.errors import MalformedMessage
 from rdsrepl.tail.timelines import Timelines
@@ -166,6 +166,13 @@ class DecodedBatch:
     def commit_end_lsn(self) -> int | None:
         """The end of the last commit; None without one."""
         return self.commits[-1][0] if self.commits else None
+
+
+def joined(lines: Sequence[str] | Sequence[bytes]) -> bytes:
+    """Return the lines of a batch as bytes; text in UTF-8, with the bytes that were not UTF-8 as they came."""
+    if lines and isinstance(lines[0], bytes):
+        return lines[0] if len(lines) == 1 else b"".join(cast("Sequence[bytes]", lines))
+    return "".join(cast("Sequence[str]", lines)).encode("utf-8", "surrogateescape")
 
 
 class Decoder(Protocol):

@@ -15,11 +15,10 @@ from rdsrepl.errors import TimedOut, Unsupported
 from rdsrepl.failover.divergence import LostTransaction, ServerHistory, TableChanges
 from rdsrepl.lsn import Lsn
 from rdsrepl.tail import preflight
-from rdsrepl.tail.formats.base import Format, RowWriter, Values
+from rdsrepl.tail.formats.base import Format, FormatWrapper, RowWriter, Values
 from rdsrepl.tail.formats.json_format import JsonFormat
 from rdsrepl.tail.formats.sql_format import SqlFormat, columns_not_set
 from rdsrepl.tail.formats.type_catalog import Catalog
-from rdsrepl.tail.formats.values import Conversion, Dialect
 from rdsrepl.tail.model import Relation, Transaction
 from rdsrepl.tail.pipeline import for_format
 from rdsrepl.tail.receiver import Receiver
@@ -173,29 +172,15 @@ def _until(receiver: Receiver, end: Lsn, slot_name: str) -> Iterator[list[bytes]
         receiver.wait(_ASK_SECONDS, ())
 
 
-class _Counting:
+class _Counting(FormatWrapper):
     """Counts the changes of each transaction, and lets another format write them; empty transactions are left out."""
 
     def __init__(self, inner: Format, database: str) -> None:
-        self._inner = inner
+        super().__init__(inner)
         self._database = database
         self._tx: Transaction | None = None
         self._tables: dict[tuple[str, str], TableChanges] = {}
         self.transactions: list[LostTransaction] = []
-
-    @property
-    def dialect(self) -> Dialect:
-        """The inner format's."""
-        return self._inner.dialect
-
-    @property
-    def settings(self) -> Mapping[str, str]:
-        """The inner format's."""
-        return self._inner.settings
-
-    def conversions(self, relation: Relation) -> list[Conversion]:
-        """Return the inner format's conversions."""
-        return self._inner.conversions(relation)
 
     def writer(self, relation: Relation) -> RowWriter:
         """Return a writer that counts."""

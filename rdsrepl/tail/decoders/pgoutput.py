@@ -440,7 +440,7 @@ def _prefix_and_content(m: bytes) -> tuple[str, bytes]:
     return prefix, content
 
 
-def _no_pieces(tx: Transaction) -> tuple[bytes, ...]:  # noqa: ARG001
+def _no_pieces(tx: Transaction) -> tuple[bytes, ...]:
     return ()
 
 
@@ -466,7 +466,7 @@ class RawPgoutput:
         self._until = until_lsn
         self._open = False
 
-    def reset(self, timelines: Timelines) -> None:  # noqa: ARG002
+    def reset(self, timelines: Timelines) -> None:
         """Start a new connection."""
         self._open = False
 

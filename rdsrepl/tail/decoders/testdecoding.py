@@ -30,7 +30,7 @@ class TestDecodingDecoder:
         self._colour = colour
         self._open = False
 
-    def reset(self, timelines: Timelines) -> None:  # noqa: ARG002
+    def reset(self, timelines: Timelines) -> None:
         """Start a new connection."""
         self._open = False
 

@@ -70,7 +70,7 @@ class RawWal2json:
         self._until = until_lsn
         self._open = False
 
-    def reset(self, timelines: Timelines) -> None:  # noqa: ARG002
+    def reset(self, timelines: Timelines) -> None:
         """Start a new connection."""
         self._open = False
 

@@ -221,6 +221,28 @@ def null_if_unsent(values: Values) -> Values:
     return tuple("null" if value is None else value for value in values) if None in values else values
 
 
+class FormatWrapper:
+    """The parts of formats that add something to the lines of another one."""
+
+    def __init__(self, inner: Format) -> None:
+        """Take the format that writes the lines."""
+        self._inner = inner
+
+    @property
+    def dialect(self) -> Dialect:
+        """The inner format's."""
+        return self._inner.dialect
+
+    @property
+    def settings(self) -> Mapping[str, str]:
+        """The inner format's."""
+        return self._inner.settings
+
+    def conversions(self, relation: Relation) -> list[Conversion]:
+        """Return the inner format's."""
+        return self._inner.conversions(relation)
+
+
 class ChangesOnly:
     """The parts of formats without lines for the begin and the end of a transaction."""
 
@@ -241,11 +263,11 @@ class ChangesOnly:
         """Return each column's conversion to JSON."""
         return [self._catalog.conversion(column.type_oid) for column in relation.columns]
 
-    def begin(self, tx: Transaction) -> str:  # noqa: ARG002
+    def begin(self, tx: Transaction) -> str:
         """Write nothing."""
         return ""
 
-    def commit(self, tx: Transaction) -> str:  # noqa: ARG002
+    def commit(self, tx: Transaction) -> str:
         """Write nothing."""
         return ""
 

@@ -139,7 +139,7 @@ def _single(conversion: Conversion, dialect: Dialect, errors: str) -> Callable[[
     return lambda value: parse(value.decode("utf-8", errors))[0].encode("utf-8", "surrogateescape")
 
 
-def _one_by_one(values: list[bytes], is_clean: bool) -> Converted | None:  # noqa: ARG001
+def _one_by_one(values: list[bytes], is_clean: bool) -> Converted | None:
     return None
 
 
@@ -154,21 +154,21 @@ def _bare(values: list[bytes], is_clean: bool) -> Converted | None:
     return b"", [b"null" if value == _NULL else value for value in values]
 
 
-def _number(values: list[bytes], is_clean: bool) -> Converted:  # noqa: ARG001
+def _number(values: list[bytes], is_clean: bool) -> Converted:
     joined = b"\n".join(values)
     if b"N" not in joined and b"y" not in joined:
         return b"", values
     return b"", [v if v[-1] < 0x3A else b"null" if v == _NULL else b'"%b"' % v for v in values]
 
 
-def _number_or_null(values: list[bytes], is_clean: bool) -> Converted:  # noqa: ARG001
+def _number_or_null(values: list[bytes], is_clean: bool) -> Converted:
     joined = b"\n".join(values)
     if b"N" not in joined and b"y" not in joined:
         return b"", values
     return b"", [value if value[-1] < 0x3A else b"null" for value in values]
 
 
-def _boolean(values: list[bytes], is_clean: bool) -> Converted:  # noqa: ARG001
+def _boolean(values: list[bytes], is_clean: bool) -> Converted:
     return b"", list(map(_BOOLEANS.__getitem__, values))
 
 
@@ -212,7 +212,7 @@ def _timestamptz(values: list[bytes], is_clean: bool) -> Converted | None:
     return (b"", _quoted(joined)) if nulls else (b'"', joined.split(b"\n"))
 
 
-def _hexadecimal(values: list[bytes], is_clean: bool) -> Converted:  # noqa: ARG001
+def _hexadecimal(values: list[bytes], is_clean: bool) -> Converted:
     return b"", [b"null" if value == _NULL else b'"%b"' % value[3:] for value in values]
 
 

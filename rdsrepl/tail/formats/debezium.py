@@ -92,8 +92,8 @@ class DebeziumFormat(ChangesOnly):
     def truncate(
         self,
         relation: Relation,
-        cascade: bool,  # noqa: ARG002
-        restart_identity: bool,  # noqa: ARG002
+        cascade: bool,
+        restart_identity: bool,
         lsn: str,
         tx: Transaction,
         seq: int,
@@ -102,14 +102,14 @@ class DebeziumFormat(ChangesOnly):
         schema, table = quote(relation.schema), quote(relation.table)
         return self.line("null", self.envelope("null", "null", "t", schema, table, lsn, tx, 2 * seq))
 
-    def message(self, prefix: str, content: bytes, transactional: bool, lsn: str, tx: Transaction, seq: int) -> str:  # noqa: ARG002
+    def message(self, prefix: str, content: bytes, transactional: bool, lsn: str, tx: Transaction, seq: int) -> str:
         """Write a message; its content is bytes, in the binary mode."""
         source = self._source(_NO_TABLE, _NO_TABLE, lsn, tx, 2 * seq)
         text = f'{{"prefix":{quote(prefix)},"content":{self._values.octets(content)}}}'
         value = f'{{"op":"m",{_now()},{source},"transaction":null,"message":{text}}}'
         return self.line(f'{{"prefix":{quote(prefix)}}}', value)
 
-    def resolution(self, verb: str, gid: str, lsn: str, tx: Transaction, seq: int) -> str:  # noqa: ARG002
+    def resolution(self, verb: str, gid: str, lsn: str, tx: Transaction, seq: int) -> str:
         """Fail: Debezium has no such event, and slots with prepared transactions are refused before."""
         raise ValueError(f"the format has no event for {verb}")
 

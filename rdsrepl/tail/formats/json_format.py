@@ -50,7 +50,7 @@ class JsonFormat(ChangesOnly):
             f'"lsn":"{lsn}{tx.suffix}{seq}}}\n'
         )
 
-    def resolution(self, verb: str, gid: str, lsn: str, tx: Transaction, seq: int) -> str:  # noqa: ARG002 - the suffix has the gid
+    def resolution(self, verb: str, gid: str, lsn: str, tx: Transaction, seq: int) -> str:
         """Write the end of a prepared transaction."""
         return (
             f'{{"op":"{verb}","schema":null,"table":null,"key":null,"before":null,"after":null,'

@@ -6,16 +6,17 @@ key has the new key.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from hashlib import sha256
 from json.encoder import encode_basestring as quote
-from typing import Final, cast
+from typing import Final
 
 from rdsrepl.errors import BadValue
 from rdsrepl.tail.formats.base import (
     Format,
     FormatInParts,
+    FormatWrapper,
     RowWriter,
     Values,
     WriterInParts,
@@ -27,8 +28,7 @@ from rdsrepl.tail.formats.base import (
 from rdsrepl.tail.formats.debezium import KeyUpdateWriter
 from rdsrepl.tail.formats.fast_lines import LineParts, Parts, Piece
 from rdsrepl.tail.formats.type_catalog import Catalog
-from rdsrepl.tail.formats.values import Conversion, Dialect
-from rdsrepl.tail.model import Relation, Transaction
+from rdsrepl.tail.model import Relation, Transaction, joined
 
 SEPARATOR: Final = "\0"
 _SEPARATOR: Final = SEPARATOR.encode()
@@ -41,13 +41,9 @@ def keyed_records(lines: Sequence[str] | Sequence[bytes]) -> list[tuple[bytes, b
 
     A tombstone has no key of its own: it gets that of the delete before it.
     """
-    if lines and isinstance(lines[0], str):
-        joined = "".join(cast(Sequence[str], lines)).encode("utf-8", "surrogateescape")
-    else:
-        joined = b"".join(cast(Sequence[bytes], lines))
     records: list[tuple[bytes, bytes]] = []
     key = b""
-    for line in joined.split(b"\n")[:-1]:
+    for line in joined(lines).split(b"\n")[:-1]:
         first, separator, data = line.partition(_SEPARATOR)
         if not separator:
             records.append((key, first))
@@ -66,7 +62,7 @@ def _accepted(key: bytes) -> bytes:
     return sha256(key).hexdigest().encode()
 
 
-class KeyedFormat:
+class KeyedFormat(FormatWrapper):
     """Wraps a format: its lines start with their partition key."""
 
     def __init__(self, inner: Format, catalog: Catalog, by: str, *, event_keys: bool = False) -> None:
@@ -79,24 +75,10 @@ class KeyedFormat:
             event_keys: with ``key``, the partition key is the event's own key, a JSON text (Debezium).
         """
         self._event_keys = event_keys
-        self._inner = inner
+        super().__init__(inner)
         self._in_parts = inner if isinstance(inner, FormatInParts) else None
         self._catalog = catalog
         self._by = by
-
-    @property
-    def dialect(self) -> Dialect:
-        """The inner format's."""
-        return self._inner.dialect
-
-    @property
-    def settings(self) -> Mapping[str, str]:
-        """The inner format's."""
-        return self._inner.settings
-
-    def conversions(self, relation: Relation) -> list[Conversion]:
-        """Return each column's conversion to JSON."""
-        return self._inner.conversions(relation)
 
     def writer(self, relation: Relation) -> RowWriter:
         """Return the writer of a relation's changes.

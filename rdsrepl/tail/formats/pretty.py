@@ -32,17 +32,17 @@ class PrettyFormat(ChangesOnly):
         restart_identity: bool,
         lsn: str,
         tx: Transaction,
-        seq: int,  # noqa: ARG002
+        seq: int,
     ) -> str:
         """Write a TRUNCATE of one table."""
         words = ("CASCADE " if cascade else "") + ("RESTART IDENTITY" if restart_identity else "")
         return self.line("TRUNCATE", f"{relation.schema}.{relation.table}", words.strip(), lsn, tx)
 
-    def message(self, prefix: str, content: bytes, transactional: bool, lsn: str, tx: Transaction, seq: int) -> str:  # noqa: ARG002
+    def message(self, prefix: str, content: bytes, transactional: bool, lsn: str, tx: Transaction, seq: int) -> str:
         """Write a message."""
         return self.line("MESSAGE", prefix, quote(text_of(content)[0]), lsn, tx)
 
-    def resolution(self, verb: str, gid: str, lsn: str, tx: Transaction, seq: int) -> str:  # noqa: ARG002
+    def resolution(self, verb: str, gid: str, lsn: str, tx: Transaction, seq: int) -> str:
         """Write the end of a prepared transaction."""
         return self.line(verb.replace("_", " ").upper(), quote(gid), "", lsn, tx)
 
@@ -68,10 +68,10 @@ class _PrettyWriter:
         self._subject = f"{relation.schema}.{relation.table}"
         self._key = key
 
-    def insert(self, new: Values, lsn: str, tx: Transaction, seq: int) -> str:  # noqa: ARG002
+    def insert(self, new: Values, lsn: str, tx: Transaction, seq: int) -> str:
         return self._format.line("INSERT", self._subject, self._pairs(new), lsn, tx)
 
-    def update(self, new: Values, old: Values | None, whole: bool, lsn: str, tx: Transaction, seq: int) -> str:  # noqa: ARG002
+    def update(self, new: Values, old: Values | None, whole: bool, lsn: str, tx: Transaction, seq: int) -> str:
         pairs: list[str] = []
         for number, name in enumerate(self._names):
             before = old[number] if old is not None and (whole or number in self._key) else None
@@ -83,7 +83,7 @@ class _PrettyWriter:
                 pairs.append(f"{name}={new[number]}")
         return self._format.line("UPDATE", self._subject, " ".join(pairs), lsn, tx)
 
-    def delete(self, old: Values, whole: bool, lsn: str, tx: Transaction, seq: int) -> str:  # noqa: ARG002
+    def delete(self, old: Values, whole: bool, lsn: str, tx: Transaction, seq: int) -> str:
         numbers = range(len(self._names)) if whole or not self._key else self._key
         pairs = " ".join(f"{self._names[n]}={old[n]}" for n in numbers)
         return self._format.line("DELETE", self._subject, pairs, lsn, tx)

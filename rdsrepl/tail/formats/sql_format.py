@@ -68,7 +68,7 @@ class SqlFormat:
         when = f" of {tx.commit_time}" if tx.commit_time is not None else ""
         return f"\n-- timeline {tx.timeline}, commit {tx.commit_lsn}, transaction {tx.xid}{when}\nBEGIN;\n"
 
-    def commit(self, tx: Transaction) -> str:  # noqa: ARG002
+    def commit(self, tx: Transaction) -> str:
         """Write COMMIT."""
         return "COMMIT;\n"
 
@@ -77,9 +77,9 @@ class SqlFormat:
         relation: Relation,
         cascade: bool,
         restart_identity: bool,
-        lsn: str,  # noqa: ARG002
-        tx: Transaction,  # noqa: ARG002
-        seq: int,  # noqa: ARG002
+        lsn: str,
+        tx: Transaction,
+        seq: int,
     ) -> str:
         """Write a TRUNCATE that stops the replay: it would also remove what the new primary wrote since."""
         words = f"{' RESTART IDENTITY' if restart_identity else ''}{' CASCADE' if cascade else ''}"
@@ -91,9 +91,9 @@ class SqlFormat:
         prefix: str,
         content: bytes,
         transactional: bool,
-        lsn: str,  # noqa: ARG002
-        tx: Transaction,  # noqa: ARG002
-        seq: int,  # noqa: ARG002
+        lsn: str,
+        tx: Transaction,
+        seq: int,
     ) -> str:
         """Write a message of ``pg_logical_emit_message``."""
         try:
@@ -103,7 +103,7 @@ class SqlFormat:
         arguments = f"{json_bool(transactional)}, {literal(prefix)}, {value}"
         return f"SELECT pg_catalog.pg_logical_emit_message({arguments});\n"
 
-    def resolution(self, verb: str, gid: str, lsn: str, tx: Transaction, seq: int) -> str:  # noqa: ARG002
+    def resolution(self, verb: str, gid: str, lsn: str, tx: Transaction, seq: int) -> str:
         """Write the end of a prepared transaction."""
         return f"{verb.replace('_', ' ').upper()} {literal(gid)};\n"
 
@@ -124,7 +124,7 @@ class _SqlWriter:
         self._insertable = [n for n in every if not_set.get(relation.columns[n].name) != "generated"]
         self._settable = [n for n in every if relation.columns[n].name not in not_set]
 
-    def insert(self, new: Values, lsn: str, tx: Transaction, seq: int) -> str:  # noqa: ARG002
+    def insert(self, new: Values, lsn: str, tx: Transaction, seq: int) -> str:
         """Write an INSERT; an identity column keeps its value."""
         if not self._insertable:
             return f"INSERT INTO {self._table} DEFAULT VALUES;\n"
@@ -132,7 +132,7 @@ class _SqlWriter:
         values = ", ".join(new[n] for n in self._insertable)
         return f"INSERT INTO {self._table} ({names}) OVERRIDING SYSTEM VALUE VALUES ({values});\n"
 
-    def update(self, new: Values, old: Values | None, whole: bool, lsn: str, tx: Transaction, seq: int) -> str:  # noqa: ARG002
+    def update(self, new: Values, old: Values | None, whole: bool, lsn: str, tx: Transaction, seq: int) -> str:
         """Write an UPDATE of what may have changed."""
         before = new if old is None else old
         key = () if self._is_whole else self._key
@@ -144,7 +144,7 @@ class _SqlWriter:
         values = ", ".join(f"{self._names[n]} = {new[n]}" for n in changed)
         return self._checked(f"UPDATE {self._table} SET {values} WHERE", before, "UPDATE")
 
-    def delete(self, old: Values, whole: bool, lsn: str, tx: Transaction, seq: int) -> str:  # noqa: ARG002
+    def delete(self, old: Values, whole: bool, lsn: str, tx: Transaction, seq: int) -> str:
         """Write a DELETE."""
         return self._checked(f"DELETE FROM {self._table} WHERE", old, "DELETE")
 

@@ -34,38 +34,38 @@ class Wal2jsonFormat:
         )
         return _Wal2jsonWriter(relation, names)
 
-    def of_transaction(self, tx: Transaction) -> tuple[bytes, ...]:  # noqa: ARG002
+    def of_transaction(self, tx: Transaction) -> tuple[bytes, ...]:
         """Return nothing: a line has no member of its transaction."""
         return ()
 
-    def begin(self, tx: Transaction) -> str:  # noqa: ARG002
+    def begin(self, tx: Transaction) -> str:
         """Write the B line."""
         return '{"action":"B"}\n'
 
-    def commit(self, tx: Transaction) -> str:  # noqa: ARG002
+    def commit(self, tx: Transaction) -> str:
         """Write the C line."""
         return '{"action":"C"}\n'
 
     def truncate(
         self,
         relation: Relation,
-        cascade: bool,  # noqa: ARG002
-        restart_identity: bool,  # noqa: ARG002
-        lsn: str,  # noqa: ARG002
-        tx: Transaction,  # noqa: ARG002
-        seq: int,  # noqa: ARG002
+        cascade: bool,
+        restart_identity: bool,
+        lsn: str,
+        tx: Transaction,
+        seq: int,
     ) -> str:
         """Write a TRUNCATE of one table; the plugin does not print CASCADE."""
         return f'{{"action":"T","schema":{quote(relation.schema)},"table":{quote(relation.table)}}}\n'
 
-    def message(self, prefix: str, content: bytes, transactional: bool, lsn: str, tx: Transaction, seq: int) -> str:  # noqa: ARG002
+    def message(self, prefix: str, content: bytes, transactional: bool, lsn: str, tx: Transaction, seq: int) -> str:
         """Write a message of ``pg_logical_emit_message``."""
         text = quote(content.decode("utf-8", "surrogateescape"))
         return (
             f'{{"action":"M","transactional":{json_bool(transactional)},"prefix":{quote(prefix)},"content":{text}}}\n'
         )
 
-    def resolution(self, verb: str, gid: str, lsn: str, tx: Transaction, seq: int) -> str:  # noqa: ARG002
+    def resolution(self, verb: str, gid: str, lsn: str, tx: Transaction, seq: int) -> str:
         """Fail: the format has no such line, and slots with prepared transactions are refused before."""
         raise ValueError(f"the format has no line for {verb}")
 
@@ -100,10 +100,10 @@ class _Wal2jsonWriter:
             parts += [("," if position else "") + self._entries[number], number, "}"]
         return parts
 
-    def insert(self, new: Values, lsn: str, tx: Transaction, seq: int) -> str:  # noqa: ARG002
+    def insert(self, new: Values, lsn: str, tx: Transaction, seq: int) -> str:
         return self._insert(new)
 
-    def update(self, new: Values, old: Values | None, whole: bool, lsn: str, tx: Transaction, seq: int) -> str:  # noqa: ARG002
+    def update(self, new: Values, old: Values | None, whole: bool, lsn: str, tx: Transaction, seq: int) -> str:
         if old is None and None not in new:
             return self._update(new)
         known = [n for n in range(len(self._entries)) if new[n] is not None]
@@ -111,7 +111,7 @@ class _Wal2jsonWriter:
         columns = template(self._list(known))(new)
         return f'{{"action":"U",{self._head},"columns":[{columns}],"identity":[{self._old(identity)}]}}\n'
 
-    def delete(self, old: Values, whole: bool, lsn: str, tx: Transaction, seq: int) -> str:  # noqa: ARG002
+    def delete(self, old: Values, whole: bool, lsn: str, tx: Transaction, seq: int) -> str:
         return f'{{"action":"D",{self._head},"identity":[{self._old(old)}]}}\n'
 
     def _old(self, values: Values) -> str:

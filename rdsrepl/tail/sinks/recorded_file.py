@@ -18,10 +18,11 @@ from pathlib import Path
 from rdsrepl.errors import Error, Refused, SinkFailed
 from rdsrepl.lsn import Lsn
 from rdsrepl.state.json_lines import sync_directory
+from rdsrepl.tail.model import joined
 from rdsrepl.tail.sinks.compression import SUFFIXES
 from rdsrepl.tail.sinks.position_file import START_ANEW, FilePosition, PositionFile, StreamSource, checksum_of
 from rdsrepl.tail.sinks.rotation import Rotation, closed_path
-from rdsrepl.tail.sinks.stdout import Entry, StdoutSink, joined
+from rdsrepl.tail.sinks.stdout import Entry, StdoutSink
 from rdsrepl.tail.timelines import Timelines
 from rdsrepl.text.counts import counted
 from rdsrepl.text.escapes import shown

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from rdsrepl.errors import Error, OutputClosed, SinkFailed
+from rdsrepl.tail.model import joined
 from rdsrepl.tail.wakeup import WakeupPipe
 from rdsrepl.text.escapes import json_line
 
@@ -287,15 +288,6 @@ def remove_torn_line(fd: int = 1) -> int:
         return len(torn)
     os.write(fd, b"\n")
     return 0
-
-
-def joined(lines: Sequence[str] | Sequence[bytes]) -> bytes:
-    """Return lines as bytes."""
-    if lines and isinstance(lines[0], bytes):
-        if len(lines) == 1:
-            return lines[0]
-        return b"".join(lines)  # type: ignore[arg-type]
-    return "".join(lines).encode("utf-8", "surrogateescape")  # type: ignore[arg-type]
 
 
 def _unread_bytes(fd: int) -> int:
