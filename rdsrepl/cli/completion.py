@@ -69,6 +69,11 @@ def complete_publication(ctx: typer.Context) -> list[str]:
 
 
 def complete_table(ctx: typer.Context) -> list[str]:
+    """Complete the full name of a table."""
+    return _from_database(ctx, "tables", _tables)
+
+
+def complete_published_table(ctx: typer.Context) -> list[str]:
     """Complete the full name of a published table."""
     return _from_database(ctx, "published tables", _published_tables)
 
@@ -108,6 +113,11 @@ def complete_sink(ctx: typer.Context, incomplete: str) -> list[str]:
     if not incomplete.startswith("k"):
         return ["-", "file:", "kinesis:"]
     return [f"kinesis:{name}" for name in complete_stream(ctx)]
+
+
+def complete_plugin() -> list[str]:
+    """Complete the name of an output plugin."""
+    return ["pgoutput", "wal2json", "test_decoding"]
 
 
 def complete_profile() -> list[str]:
@@ -207,6 +217,12 @@ def _publications(conn: Connection) -> Iterable[str]:
     from rdsrepl.postgres import publications
 
     return (publication.pubname for publication in publications.ls(conn))
+
+
+def _tables(conn: Connection) -> Iterable[str]:
+    from rdsrepl.postgres import relations
+
+    return relations.quoted_tables(conn)
 
 
 def _published_tables(conn: Connection) -> Iterable[str]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from rdsrepl.cli.command_classes import ListCommand, ReadCommand, WriteCommand
-from rdsrepl.cli.completion import complete_publication
+from rdsrepl.cli.completion import complete_publication, complete_table
 from rdsrepl.cli.confirm import plan_and_apply
 from rdsrepl.cli.context import global_options, list_options
 from rdsrepl.cli.hints import with_selectors
@@ -33,7 +33,10 @@ Name = Annotated[
     typer.Argument(metavar="NAME", help="The publication.", autocompletion=complete_publication, show_default=False),
 ]
 Tables = Annotated[
-    list[str] | None, typer.Option("--table", metavar="TABLE", help="Name a table, as in SQL; may be repeated.")
+    list[str] | None,
+    typer.Option(
+        "--table", metavar="TABLE", help="Name a table, as in SQL; may be repeated.", autocompletion=complete_table
+    ),
 ]
 Schemas = Annotated[
     list[str] | None,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from rdsrepl.cli.command_classes import ListCommand, ReadCommand, WriteCommand
-from rdsrepl.cli.completion import complete_role
+from rdsrepl.cli.completion import complete_role, complete_table
 from rdsrepl.cli.confirm import confirm_and_apply, plan_and_apply
 from rdsrepl.cli.console import is_interactive, prompt_password
 from rdsrepl.cli.context import apply_options, global_options
@@ -41,7 +41,12 @@ Name = Annotated[
 ]
 Tables = Annotated[
     list[str] | None,
-    typer.Option("--grant-select", metavar="TABLE", help="Grant SELECT on this table; may be repeated."),
+    typer.Option(
+        "--grant-select",
+        metavar="TABLE",
+        help="Grant SELECT on this table; may be repeated.",
+        autocompletion=complete_table,
+    ),
 ]
 Schemas = Annotated[
     list[str] | None,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from rdsrepl.cli.completion import complete_publication, complete_slot, complete_target
+from rdsrepl.cli.completion import complete_publication, complete_slot, complete_table, complete_target
 from rdsrepl.cli.confirm import confirm_and_apply
 from rdsrepl.cli.console import note
 from rdsrepl.cli.context import apply_options, global_options
@@ -88,7 +88,10 @@ def verify(
     ] = None,
     table: Annotated[
         list[str] | None,
-        typer.Option("--table", metavar="TABLE", help="Compare only this table; may be repeated.", show_default=False),
+        typer.Option(
+            "--table", metavar="TABLE", help="Compare only this table; may be repeated.",
+            autocompletion=complete_table, show_default=False,
+        ),
     ] = None,
     columns: Annotated[bool, flag_option("--columns", help="Name the columns that differ.")] = False,
     exact_text: Annotated[

@@ -14,6 +14,7 @@ from rdsrepl.errors import BadValue, NotFound, NotPrimary, Refused, Unsupported
 from rdsrepl.lsn import Lsn
 from rdsrepl.text.commands import command
 from rdsrepl.text.escapes import shown
+from rdsrepl.text.suggestions import did_you_mean
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -187,10 +188,11 @@ def choose_slots(
         Refused: no slot can be read, or a named one cannot.
     """
     logical = [slot for slot in slots if slot.slot_type == "logical" and not slot.temporary]
-    if missing := set(wanted) - {slot.slot_name for slot in logical}:
+    names = [slot.slot_name for slot in logical]
+    if missing := sorted(set(wanted) - set(names)):
         raise NotFound(
-            f"the old primary has no logical slot {', '.join(sorted(missing))}",
-            hint="omit --slot: the slots are chosen",
+            f"the old primary has no logical slot {', '.join(missing)}",
+            hint=did_you_mean(missing[0], names, otherwise="omit --slot: the command then chooses the slots"),
         )
     if not logical:
         raise NotFound(

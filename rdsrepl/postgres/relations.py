@@ -78,6 +78,11 @@ def find(conn: Connection, text: str) -> Relation:
     )
 
 
+def quoted_tables(conn: Connection) -> list[str]:
+    """Return the full names of all tables of users, as SQL writes them."""
+    return [quoted for _, _, quoted in conn.execute(_NAMES).fetchall()]
+
+
 def _near_table(conn: Connection, schema: str | None, table: str) -> str | None:
     """Return the table that was probably meant: in another schema, in another case, or with a similar name."""
     everything: list[tuple[str, str, str]] = conn.execute(_NAMES).fetchall()

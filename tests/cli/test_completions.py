@@ -154,10 +154,12 @@ def test_physical_slots_are_not_completed_for_streaming(rdsrepl: Program, db15: 
         db15.run(f"SELECT pg_drop_replication_slot('{name}')")
 
 
-def test_roles_and_publications_are_completed(rdsrepl: Program, db15: Database) -> None:
+def test_roles_publications_and_tables_are_completed(rdsrepl: Program, db15: Database) -> None:
     db15.run("CREATE PUBLICATION shop")
     assert complete(rdsrepl, "--dsn", quoted(db15.dsn), "slot", "tail", "x", "--publication", "s") == ["shop"]
     assert complete(rdsrepl, "--dsn", quoted(db15.dsn), "slot", "peek", "x", "--publication", "s") == ["shop"]
+    db15.run("CREATE TABLE orders (id int)")
+    assert complete(rdsrepl, "--dsn", quoted(db15.dsn), "slot", "tail", "x", "--table", "p") == ["public.orders"]
     assert "rdsadmin" in complete(rdsrepl, "--dsn", quoted(db15.dsn), "role", "grant", "rds")
 
 
@@ -386,6 +388,7 @@ def takers() -> Iterator[tuple[str, Any]]:
     new = {"create", "up"}
     options = {"--target", "--cluster", "--instance", "--profile", "--publication", "--param-group", "--slot"}
     options |= {"--copy-from", "--replica-of", "--in-cluster"}
+    kinds = {"TARGET", "TABLE", "PLUGIN"}
     arguments = {"name", "slot", "slots", "cluster_id", "instance_id", "stream", "other"}
 
     def walk(words: list[str], command: Any) -> Iterator[tuple[str, Any]]:
@@ -393,7 +396,7 @@ def takers() -> Iterator[tuple[str, Any]]:
             yield from walk([*words, name], child)
         for parameter in command.params:
             takes = parameter.name in arguments and not new & set(words)
-            if takes or options & set(parameter.opts):
+            if takes or options & set(parameter.opts) or parameter.metavar in kinds or "--table" in parameter.opts:
                 yield " ".join([*words, parameter.opts[0]]), parameter
 
     yield from walk([], typer.main.get_command(app))

@@ -39,6 +39,7 @@ def check(
             "--to",
             metavar="TARGET",
             help="Name the standby: an instance, a target or a connection string; may be repeated.",
+            autocompletion=complete_target,
             show_default=False,
         ),
     ],

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from rdsrepl.cli.command_classes import WriteCommand
-from rdsrepl.cli.completion import complete_slot
+from rdsrepl.cli.completion import complete_slot, complete_target
 from rdsrepl.cli.confirm import confirm_and_apply
 from rdsrepl.cli.options import duration_option, flag_option
 from rdsrepl.cli.targets import database_target, other_target
@@ -41,6 +41,7 @@ def alter(
             "--subscriber",
             metavar="TARGET",
             help="Change the subscription of this server, which uses the slot, and the slot with it.",
+            autocompletion=complete_target,
             show_default=False,
         ),
     ] = None,

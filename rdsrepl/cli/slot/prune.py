@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from rdsrepl.cli.command_classes import WriteCommand
-from rdsrepl.cli.completion import complete_slot
+from rdsrepl.cli.completion import complete_slot, complete_target
 from rdsrepl.cli.confirm import TypedConfirmation, confirm_and_apply
 from rdsrepl.cli.console import log_event, note, warn
 from rdsrepl.cli.context import LogFormat, apply_options, global_options
@@ -111,6 +111,7 @@ def prune(
             "--subscriber",
             metavar="TARGET",
             help="Keep the slots that subscriptions of this server use: a target or a connection string; repeatable.",
+            autocompletion=complete_target,
             rich_help_panel=_IDLENESS,
         ),
     ] = None,

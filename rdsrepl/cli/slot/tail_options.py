@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from rdsrepl.cli.completion import complete_publication, complete_slot, complete_target
+from rdsrepl.cli.completion import complete_plugin, complete_publication, complete_slot, complete_table, complete_target
 from rdsrepl.cli.context import LogFormat
 from rdsrepl.cli.options import duration_option, flag_option, lsn_option
 from rdsrepl.errors import BadValue
@@ -84,6 +84,7 @@ class ChangeOptions:
             "--table",
             metavar="PATTERN",
             help="Stream only tables that match: sales.*, or orders in any schema.",
+            autocompletion=complete_table,
             rich_help_panel=STREAM_PANEL,
         ),
     ] = None
@@ -146,6 +147,7 @@ class SlotOptions:
             "--create",
             metavar="PLUGIN",
             help="Create the slot with this output plugin if it does not exist.",
+            autocompletion=complete_plugin,
             rich_help_panel=STREAM_PANEL,
         ),
     ] = None
@@ -437,6 +439,7 @@ class ServiceOptions:
             "--heartbeat-table",
             metavar="TABLE",
             help="Write a row of this table instead (slot_name, beat_at).",
+            autocompletion=complete_table,
             rich_help_panel=_SERVICE,
         ),
     ] = None

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from rdsrepl.cli.command_classes import WriteCommand
-from rdsrepl.cli.completion import complete_publication, complete_slot, complete_table, complete_target
+from rdsrepl.cli.completion import complete_publication, complete_published_table, complete_slot, complete_target
 from rdsrepl.cli.confirm import confirm_and_apply
 from rdsrepl.cli.console import note
 from rdsrepl.cli.context import apply_options
@@ -68,7 +68,7 @@ def start(
             "--table",
             metavar="TABLE",
             help="Write the rows of this table; may be repeated.",
-            autocompletion=complete_table,
+            autocompletion=complete_published_table,
             show_default=False,
         ),
     ] = None,
