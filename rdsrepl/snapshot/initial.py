@@ -143,7 +143,7 @@ def _work(run: InitialCopy, slot: InitialSlot, workers: Workers, *, ends: bool) 
     except (Error, KeyboardInterrupt) as exc:
         with suppress(Error):
             run.save()
-        if not isinstance(exc, Error) or ends or not (run.lost_process or is_transient(exc)):
+        if not isinstance(exc, Error) or ends or not (run.can_be_completed or is_transient(exc)):
             raise
         with suppress(Unreachable):
             slot.check()

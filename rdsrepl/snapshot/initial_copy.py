@@ -13,6 +13,7 @@ from rdsrepl.snapshot.tables import TableRange
 from rdsrepl.snapshot.worker import Block, Snapshot, read_lines
 from rdsrepl.snapshot.workers import Workers
 from rdsrepl.tail.sinks.base import Sink
+from rdsrepl.text.counts import form, named
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection as Pipe
@@ -46,7 +47,7 @@ class InitialCopy:
 
     Attributes:
         rows, batches: how many the sink got.
-        lost_process: whether a worker ended unexpectedly.
+        can_be_completed: whether what failed leaves out tables that can be read later.
     """
 
     def __init__(
@@ -76,13 +77,14 @@ class InitialCopy:
         self._began = self._checked_at = time.monotonic()
         self._busy: list[Pipe[Any, Any]] = []
         self.rows = self.batches = 0
-        self.lost_process = False
+        self.can_be_completed = False
+        self._altered: list[str] = []
 
     def work(self, workers: Workers) -> None:
         """Copy everything, and wait until the sink has it.
 
         Raises:
-            Error: a worker, the sink or the check failed.
+            Error: a worker, the sink or the check failed, or a table was altered.
         """
         from multiprocessing.connection import wait
 
@@ -97,12 +99,16 @@ class InitialCopy:
                     self._receive(pipe)
                 self._report()
         except (EOFError, BrokenPipeError, ConnectionResetError):
-            self.lost_process = True
+            self.can_be_completed = True
             raise ServerError("a process of the snapshot ended unexpectedly", hint="run the command again") from None
         workers.close()
         while self._sink.durable < self.batches:
             time.sleep(_POLL_SECONDS)
             self._report()
+        if self._altered:
+            self.can_be_completed = True
+            was = form(len(self._altered), "was", "were")
+            raise ServerError(f"{named(self._altered, most=3)} {was} altered during the snapshot: rows are missing")
 
     def save(self) -> None:
         """Save which tables the output has.
@@ -133,8 +139,12 @@ class InitialCopy:
             self.batches += 1
             self.rows += received.rows
             self._sink.put(self.batches, read_lines(pipe, received.size))
+        name = self._job.tables[received.table].name
+        if received.was_altered and name not in self._altered:
+            self._altered.append(name)
         if self._state is not None:
-            self._state.received(received.table, received.rows, self.batches, ends_range=received.ends_range)
+            is_complete = received.ends_range and not received.was_altered
+            self._state.received(received.table, received.rows, self.batches, ends_range=is_complete)
         if received.ends_range:
             self._busy.remove(pipe)
             self._give(pipe)

@@ -40,6 +40,16 @@ _Write = Callable[[bytes, int], bytes]
 _ROWS_PER_BLOCK: Final = 2_000
 _BYTES_PER_BLOCK: Final = 512 << 10
 _READ_BYTES: Final = 256 << 10
+# The table or a column does not exist, or has another type.
+_ALTERED: Final = ("3F000", "42P01", "42703", "42704", "42804", "42809", "42883", "42P17")
+# The catalog in the snapshot, and as it is now. To older snapshots a table that was rewritten is empty.
+_SINCE_SNAPSHOT: Final = """
+SELECT pg_catalog.pg_relation_filenode(c.oid) IS NULL,
+       coalesce(pg_catalog.pg_relation_filenode(c.oid) = c.relfilenode
+                AND pg_catalog.to_regclass(pg_catalog.format('%%I.%%I', n.nspname, c.relname)) = c.oid, false)
+  FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+ WHERE n.nspname = %s AND c.relname = %s
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,13 +89,15 @@ class Block:
         table: the number of the table.
         rows: how many rows.
         size: how many bytes the lines have.
-        ends_range: whether the range is complete.
+        ends_range: whether no rows of the range follow.
+        was_altered: whether rows of the range are missing, because the table was altered since the snapshot.
     """
 
     table: int
     rows: int
     size: int
-    ends_range: bool
+    ends_range: bool = False
+    was_altered: bool = False
 
 
 def work(pipe: Pipe, numbers: Synchronized[int]) -> None:
@@ -171,16 +183,32 @@ class _Reader:
         catalog.xid = job.xid
 
     def blocks(self, wanted: TableRange) -> Iterator[tuple[Block, bytes]]:
-        """Yield the rows of a range, and their lines."""
+        """Yield the rows of a range, and their lines; the last block has none."""
         table = self._job.tables[wanted.table]
         write = self._writer(wanted.table)
-        for copied, ends in self._copied(copy_statement(table, wanted)):
-            rows = copied.count(b"\n")
-            lines = self._lines(table, write, copied, rows)
-            yield Block(wanted.table, rows, len(lines), ends), lines
+        # A rollback to it also ends the lock of the table.
+        self._conn.execute("SAVEPOINT range")
+        could_read = True
+        try:
+            for copied in self._copied(copy_statement(table, wanted)):
+                rows = copied.count(b"\n")
+                lines = self._lines(table, write, copied, rows)
+                yield Block(wanted.table, rows, len(lines)), lines
+        except Error as exc:
+            if exc.sqlstate not in _ALTERED:
+                raise
+            could_read = False
+            self._conn.execute("ROLLBACK TO SAVEPOINT range")
+        # COPY holds its lock until the savepoint ends.
+        row = self._conn.execute(_SINCE_SNAPSHOT, wanted.part).fetchone()
+        assert row is not None
+        was_dropped, is_same = row
+        was_altered = not was_dropped and not (could_read and is_same)
+        self._conn.execute("ROLLBACK TO SAVEPOINT range")
+        yield Block(wanted.table, 0, 0, ends_range=True, was_altered=was_altered), b""
 
-    def _copied(self, statement: Composed) -> Iterator[tuple[bytes, bool]]:
-        """Yield the rows of a COPY in blocks, and whether it is the last one.
+    def _copied(self, statement: Composed) -> Iterator[bytes]:
+        """Yield the rows of a COPY in blocks.
 
         libpq is called directly: the iterator of psycopg takes more than twice as long for a row.
         """
@@ -199,7 +227,7 @@ class _Reader:
             rows.append(row.tobytes())
             size += length
             if size >= _BYTES_PER_BLOCK or len(rows) >= _ROWS_PER_BLOCK:
-                yield b"".join(rows), False
+                yield b"".join(rows)
                 rows, size = [], 0
             length, row = get(0)
         ended = pgconn.get_result()
@@ -209,7 +237,8 @@ class _Reader:
             raise translate(error_from_result(ended))
         while pgconn.get_result() is not None:
             pass
-        yield b"".join(rows), True
+        if rows:
+            yield b"".join(rows)
 
     def _lines(self, table: SnapshotTable, write: _Write, copied: bytes, rows: int) -> bytes:
         if not rows:
