@@ -54,6 +54,7 @@ class TableStructure:
         keys: its valid, immediate, unique indexes on columns that are not null: the primary key first, then the
             replica identity.
         estimated_rows: what the last ANALYZE or VACUUM counted; 0 where none ran.
+        partition_of: the partitioned table at the top of which it is a partition.
         published_columns: what the publication sends; None is all columns that are not generated.
         row_filter: the publication's row filter, as the server prints it; None without one.
     """
@@ -64,6 +65,7 @@ class TableStructure:
     columns: dict[str, ColumnType]
     keys: tuple[tuple[str, ...], ...]
     estimated_rows: int
+    partition_of: TableName | None = None
     published_columns: frozenset[str] | None = None
     row_filter: str | None = None
 
@@ -86,11 +88,14 @@ class TableStructure:
 
 
 _TABLES: Final = """
-SELECT c.oid, n.nspname::text, c.relname::text, c.relkind::text, greatest(c.reltuples, 0)::bigint
+SELECT c.oid, n.nspname::text, c.relname::text, c.relkind::text, greatest(c.reltuples, 0)::bigint,
+       (SELECT ARRAY[s.nspname::text, p.relname::text] FROM pg_catalog.pg_class p
+          JOIN pg_catalog.pg_namespace s ON s.oid = p.relnamespace
+         WHERE p.oid = pg_catalog.pg_partition_root(c.oid) AND c.relispartition)
   FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
 """
 _ALL: Final = """
- WHERE c.relkind = 'r' AND c.relpersistence = 'p' AND n.nspname NOT IN ('pg_catalog', 'information_schema')
+ WHERE c.relkind IN ('r', 'p') AND c.relpersistence = 'p' AND n.nspname NOT IN ('pg_catalog', 'information_schema')
    AND n.nspname !~ '^pg_(toast|temp)'
    AND NOT EXISTS (SELECT FROM pg_catalog.pg_depend d
                     WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e')
@@ -155,7 +160,7 @@ def ls(conn: Connection, names: Sequence[TableName] | None = None) -> list[Table
 
     Args:
         conn: the database.
-        names: the tables; None is every permanent ordinary table that does not belong to an extension.
+        names: the tables; None is every permanent table, also partitions, that does not belong to an extension.
     """
     if names is None:
         tables = conn.execute(_TABLES + _ALL).fetchall()
@@ -172,8 +177,10 @@ def ls(conn: Connection, names: Sequence[TableName] | None = None) -> list[Table
     for oid, key in conn.execute(_KEYS, (oids,)).fetchall():
         keys[oid].append(tuple(key))
     return [
-        TableStructure(schema, name, relkind, columns[oid], tuple(keys[oid]), rows)
-        for oid, schema, name, relkind, rows in tables
+        TableStructure(
+            schema, name, relkind, columns[oid], tuple(keys[oid]), rows, (root[0], root[1]) if root else None
+        )
+        for oid, schema, name, relkind, rows, root in tables
     ]
 
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 _Item = TypeVar("_Item")
 
 #: The setting of the connections that ``fetch`` uses.
-SETTINGS: Final = {"statement_timeout": "4s"}
+SETTINGS: Final = {"statement_timeout": "4s", "lock_timeout": "10s"}
 
 
 class TookTooLongError(Exception):

@@ -21,6 +21,15 @@ SELECT count(*) = %(count)s AND coalesce(bool_and(greatest(s.confirmed_flush_lsn
   FROM pg_catalog.pg_replication_slots s LEFT JOIN pg_catalog.pg_stat_replication r ON r.pid = s.active_pid
  WHERE s.slot_name = ANY (%(slots)s)
 """
+# A subscription with the name of a slot of this server may receive from another server that has such a slot.
+_RECEIVED: Final = """
+SELECT s.subname::text, max(w.received_lsn)
+  FROM pg_catalog.pg_subscription s
+  JOIN pg_catalog.pg_database d ON d.oid = s.subdbid AND d.datname = current_database()
+  JOIN pg_catalog.pg_stat_subscription w ON w.subid = s.oid AND w.relid IS NULL
+ WHERE s.subname = ANY (%s) AND w.received_lsn IS NOT NULL
+ GROUP BY 1
+"""
 _REPLAYED: Final = "SELECT coalesce(pg_catalog.pg_last_wal_replay_lsn() >= %s, true)"
 # What the stream of this program does not pass on. It makes an idle server write, so that its consumers report.
 _HEARTBEAT: Final = "SELECT pg_catalog.pg_logical_emit_message(true, 'rdsrepl.heartbeat', '')"
@@ -63,12 +72,13 @@ class SlotLink:
 class SubscriptionLink(SlotLink):
     """Subscriptions of the target, which report to the source what they have applied (``pg_stat_replication``).
 
-    A role that may not see the reports of others waits for what they have flushed as well, and confirmed.
+    A role that may not see the reports of others waits for what they have flushed as well, and confirmed. The target
+    must have received the same: the slot may belong to the subscription of another database with the same name.
     """
 
-    def __init__(self, source: Connection, names: Sequence[str], slots: Sequence[str]) -> None:
+    def __init__(self, source: Connection, target: Connection, names: Sequence[str], slots: Sequence[str]) -> None:
         super().__init__(source, slots)
-        self._names = tuple(names)
+        self._target, self._names = target, tuple(names)
 
     @property
     def description(self) -> str:
@@ -77,7 +87,19 @@ class SubscriptionLink(SlotLink):
 
     def has_applied(self, lsn: Lsn) -> bool:
         """Return whether all of them applied everything before LSN."""
-        return self._is_true(_APPLIED, lsn)
+        if not self._is_true(_APPLIED, lsn):
+            return False
+        received = self._received()
+        return len(received) == len(self._names) and min(received.values()) >= lsn
+
+    def from_elsewhere(self) -> str | None:
+        """Return a subscription that has received what the source has not written: its publisher is another server."""
+        received = self._received()
+        end = inserted_lsn(self._source)
+        return next((name for name, lsn in sorted(received.items()) if lsn > end), None)
+
+    def _received(self) -> dict[str, Lsn]:
+        return dict(self._target.execute(_RECEIVED, (list(self._names),)).fetchall())
 
 
 class StandbyLink:

@@ -36,6 +36,7 @@ class Proof:
         read_source, read_target: return the rows that exist, of those asked for.
         timeout_seconds: after this time the rows that are left are not proven.
         progress: called before each round with the number of rows that are left.
+        back: a connection to the target, and how the source gets its changes; None if it does not.
         rounds: which rounds are long, again and again. A row that only the target has needs two of them; one that
             changes often needs short ones.
     """
@@ -46,6 +47,7 @@ class Proof:
     read_target: ReadRows
     timeout_seconds: float
     progress: Callable[[int], None]
+    back: tuple[Connection, Link] | None = None
     rounds: tuple[bool, ...] = (False, True, True, False, False, False)
 
     def run(self, suspects: Sequence[Key]) -> dict[Key, tuple[RowState, Round]]:
@@ -70,7 +72,17 @@ class Proof:
         return {suspect: states.get(suspect, (RowState.again, NOT_READ)) for suspect in suspects}
 
     def _round(self, suspects: Sequence[Key], deadline: float, *, is_long: bool) -> dict[Key, Round] | None:
-        """Read each suspect four times; None if the target did not apply the changes in time."""
+        """Read each suspect four times; None if the target did not apply the changes in time.
+
+        Where the source gets the changes of the target as well, it must have them too: a row that changed on the target
+        since is not yet to be compared.
+        """
+        earlier: Mapping[Key, Reading] | None = None
+        if self.back is not None:
+            earlier = self.read_target(suspects)
+            conn, link = self.back
+            if not wait_until_applied(conn, link, deadline):
+                return None
         before = self.read_source(suspects)
         if not wait_until_applied(self.source, self.link, deadline):
             return None
@@ -81,7 +93,15 @@ class Proof:
             return None
         after = self.read_source(suspects)
         return {
-            one: Round(before.get(one), near.get(one), target.get(one), after.get(one), is_long) for one in suspects
+            one: Round(
+                before.get(one),
+                near.get(one),
+                target.get(one),
+                after.get(one),
+                is_long,
+                target_changed=earlier is not None and earlier.get(one) != target.get(one),
+            )
+            for one in suspects
         }
 
 

@@ -6,25 +6,35 @@ source row of the same proof; a row of the source that changed since is left out
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
+from itertools import starmap
 from typing import TYPE_CHECKING, Final
 
-from rdsrepl.errors import Refused
-from rdsrepl.plan import Plan, Statement
+from rdsrepl.plan import Effect, Plan, Statement
 from rdsrepl.text.counts import counted
 from rdsrepl.verify import limited, statements
 from rdsrepl.verify.row_state import Round, RowState
 from rdsrepl.verify.statements import Key, Side
-from rdsrepl.verify.structure import ComparedTable
+from rdsrepl.verify.structure import ComparedColumn, ComparedTable
 
 if TYPE_CHECKING:
-    from psycopg.sql import Composable
+    from psycopg.sql import Composable, Composed
 
     from rdsrepl.postgres.connection import Connection
 
-#: How many rows one plan repairs.
+#: How many rows of a table one plan repairs.
 MOST_ROWS: Final = 1_000
+# A plan shows the beginning of a value that is longer than this.
+_LONG: Final = 500
+_SHOWN: Final = 100
+_ORDER: Final[Mapping[Effect, int]] = {"drop": 0, "change": 1, "create": 2}
+#: Says so.
+TOO_MANY: Final = (
+    f"not repaired: --repair changes at most {MOST_ROWS:,} rows of a table; copy it again: remove it from the "
+    "publication, TRUNCATE it on the target, add it again, and ALTER SUBSCRIPTION … REFRESH PUBLICATION"
+)
 
 
 def steps(
@@ -37,16 +47,7 @@ def steps(
         table: the table.
         sides: how to read it on the source and on the target.
         proven: by key, how the row differs, and the readings that prove it.
-
-    Raises:
-        Refused: too many rows differ.
     """
-    if len(proven) > MOST_ROWS:
-        raise Refused(
-            f"{table.sql_name}: {counted(len(proven), 'row')} differ; --repair changes at most {MOST_ROWS:,}",
-            hint="copy the table again: TRUNCATE it on the target, then ALTER SUBSCRIPTION … REFRESH PUBLICATION "
-            "after it was removed from the publication and added again",
-        )
     values = _values(source, table, sides[0], proven)
     return tuple(
         _step(table, sides[1], key, state, readings, values.get(key))
@@ -57,10 +58,15 @@ def steps(
 
 def plan(steps: Sequence[Statement]) -> Plan:
     """Return the plan for the statements of all tables."""
+    # A row that must be deleted may have the unique value of one to be inserted.
+    ordered = sorted(steps, key=lambda step: _ORDER[step.effect])
     return Plan(
         f"repair {counted(len(steps), 'row', grouped=True)}" if steps else "repair",
-        tuple(steps),
-        ("triggers and foreign keys of the target act on these statements, unlike on replicated changes",),
+        tuple(ordered),
+        (
+            "triggers and foreign keys of the target act on these statements, unlike on replicated changes",
+            "the values are those that the source has now: apply the plan soon, and verify again",
+        ),
         unchanged="no row is proven to differ",
         independent=True,
     )
@@ -87,30 +93,69 @@ def _values(
 def _step(
     table: ComparedTable, side: Side, key: Key, state: RowState, readings: Round, values: Sequence[str | None] | None
 ) -> Statement:
-    from psycopg import sql
-
     names = [column.name for column in table.key]
     row = f"{table.sql_name} ({', '.join(f'{name}={value}' for name, value in zip(names, key, strict=True))})"
-    if state is RowState.missing and values is not None:
-        columns = [column.name for column in table.columns]
-        insert = sql.SQL(
-            "INSERT INTO {} ({}) OVERRIDING SYSTEM VALUE VALUES ({}) ON CONFLICT DO NOTHING RETURNING 1"
-        ).format(
-            side.name, sql.SQL(", ").join(map(sql.Identifier, columns)), sql.SQL(", ").join(map(sql.Literal, values))
-        )
-        return Statement(f"insert {row}", insert, guard=f"{row} exists on the target now", effect="create")
-    wrong = sql.SQL(" AND ").join(_is_wrong_row(side, key, readings))
-    guard = f"{row} changed on the target since the proof"
+    changed = f"{row} changed on the target since the proof"
     if values is None:
-        delete = sql.SQL("DELETE FROM {} WHERE {} RETURNING 1").format(side.relation, wrong)
-        return Statement(f"delete {row}", delete, guard=guard, effect="drop")
-    changes = sql.SQL(", ").join(
-        sql.SQL("{} = {}").format(sql.Identifier(column.name), sql.Literal(value))
-        for column, value in zip(table.columns, values, strict=True)
-        if column.name not in names
+        return Statement(f"delete {row}", _delete(side, key, readings), guard=changed, effect="drop")
+    short = [_shortened(value) for value in values]
+    effect: Effect
+    if state is RowState.missing:
+        statement, short_one = (_insert(table, side, some) for some in (values, short))
+        summary, guard, effect = f"insert {row}", f"{row} exists on the target now", "create"
+    else:
+        statement, short_one = (_update(table, side, key, readings, some) for some in (values, short))
+        summary, guard, effect = f"update {row}", changed, "change"
+    shown = short_one.as_string(None) if short != list(values) else None
+    return Statement(summary, statement, shown=shown, guard=guard, effect=effect)
+
+
+def _shortened(value: str | None) -> str | None:
+    """Return a value as a plan shows it: of a long one the beginning, and what tells it from others."""
+    if value is None or len(value) <= _LONG:
+        return value
+    digest = hashlib.sha256(value.encode()).hexdigest()[:16]
+    return f"{value[:_SHOWN]}… ({len(value):,} characters, SHA-256 {digest}…)"
+
+
+def _insert(table: ComparedTable, side: Side, values: Sequence[str | None]) -> Composed:
+    from psycopg import sql
+
+    return sql.SQL(
+        "INSERT INTO {} ({}) OVERRIDING SYSTEM VALUE VALUES ({}) ON CONFLICT ({}) DO NOTHING RETURNING 1"
+    ).format(
+        side.name,
+        sql.SQL(", ").join(sql.Identifier(column.name) for column in table.columns),
+        sql.SQL(", ").join(starmap(_new_value, zip(table.columns, values, strict=True))),
+        sql.SQL(", ").join(sql.Identifier(column.name) for column in table.key),
     )
-    update = sql.SQL("UPDATE {} SET {} WHERE {} RETURNING 1").format(side.relation, changes, wrong)
-    return Statement(f"update {row}", update, guard=guard, effect="change")
+
+
+def _delete(side: Side, key: Key, readings: Round) -> Composed:
+    from psycopg import sql
+
+    wrong = sql.SQL(" AND ").join(_is_wrong_row(side, key, readings))
+    return sql.SQL("DELETE FROM {} WHERE {} RETURNING 1").format(side.relation, wrong)
+
+
+def _update(table: ComparedTable, side: Side, key: Key, readings: Round, values: Sequence[str | None]) -> Composed:
+    from psycopg import sql
+
+    changes = sql.SQL(", ").join(
+        sql.SQL("{} = {}").format(sql.Identifier(column.name), _new_value(column, value))
+        for column, value in zip(table.columns, values, strict=True)
+        if column not in table.key
+    )
+    wrong = sql.SQL(" AND ").join(_is_wrong_row(side, key, readings))
+    return sql.SQL("UPDATE {} SET {} WHERE {} RETURNING 1").format(side.relation, changes, wrong)
+
+
+def _new_value(column: ComparedColumn, value: str | None) -> Composable:
+    """Return a value of ``statements.text`` as the server reads it."""
+    from psycopg import sql
+
+    # How text is read as money depends on lc_monetary.
+    return sql.SQL("{}::numeric").format(sql.Literal(value)) if column.builtin == "money" else sql.Literal(value)
 
 
 def _is_wrong_row(side: Side, key: Key, readings: Round) -> Iterator[Composable]:

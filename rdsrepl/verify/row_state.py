@@ -63,6 +63,7 @@ class Round:
         target: the target.
         after: the source, last.
         is_long: before the last reading every commit that the target could have applied became visible.
+        target_changed: the source gets the changes of the target as well, and may not have this one yet.
     """
 
     before: Reading | None
@@ -70,6 +71,7 @@ class Round:
     target: Reading | None
     after: Reading | None
     is_long: bool = True
+    target_changed: bool = False
 
 
 #: The readings of a row before the first round ended.
@@ -86,6 +88,8 @@ def evaluate(now: Round, last: Round | None) -> RowState:
     target = _fingerprint(now.target)
     if target in map(_fingerprint, (now.before, now.near, now.after)):
         return RowState.cleared
+    if now.target_changed:
+        return RowState.again
     if now.before is None:
         stayed = now.is_long and last is not None and now.target is not None and last.target == now.target
         return RowState.extra if stayed and now.after is None else RowState.again

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from rdsrepl.config import Target
-from rdsrepl.errors import TimedOut
+from rdsrepl.errors import Refused, TimedOut
 from rdsrepl.plan import Statement
 from rdsrepl.postgres import connection, versions
+from rdsrepl.postgres.error_mapping import translate
 from rdsrepl.units import format_duration
 from rdsrepl.verify import limited, privileges, selection, tables
 from rdsrepl.verify.links import StandbyLink, wait_until_applied
@@ -23,7 +24,13 @@ if TYPE_CHECKING:
     from rdsrepl.postgres.connection import Connection
 
 # A range must use the index of the key: a plan that reads the whole table for each range would take far longer.
-_SETTINGS: Final = {"enable_seqscan": "off", "jit": "off", **limited.SETTINGS}
+_SETTINGS: Final = {
+    "enable_seqscan": "off",
+    "jit": "off",
+    "default_transaction_read_only": "on",
+    "lc_monetary": "C",
+    **limited.SETTINGS,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,8 +74,8 @@ def verify(
         NotFound: no such publication or table.
         TimedOut: ``read_from`` is too far behind.
         Denied: a role may not read a table.
-        Refused: how the target gets the changes is not known, its subscription is disabled, or too many rows differ to
-            be repaired.
+        Refused: how the target gets the changes is not known, its subscription is disabled, or a repair would come
+            back to the source.
         Error: a statement failed.
     """
     with ExitStack() as stack:
@@ -80,9 +87,7 @@ def verify(
             selection.require_standby(here, reader)
             progress("waiting", "until --read-from has replayed the WAL of the source")
             _wait_for_reader(here, reader, options.proof_seconds)
-        chosen = selection.select(
-            here, there, publication=options.publication, only=options.tables, no_changes=options.no_changes
-        )
+        chosen = _select(here, there, options)
         for conn, place in ((here, source), (reader, read_from or source), (there, target)):
             privileges.require_readable(conn, place.label, chosen.tables)
         oldest = min(connection.server_version(conn) for conn in (here, there))
@@ -95,11 +100,37 @@ def verify(
         )
         pair = Pair(reader, there)
         stack.callback(pair.close)
-        servers = Servers(pair, here, chosen.link)
+        if options.repairs and chosen.back is not None:
+            raise Refused(
+                f"the source gets the changes of the target by {chosen.back.description}: what --repair writes there "
+                "would come back",
+                hint="disable that subscription first, or correct the rows by hand",
+            )
+        servers = Servers(pair, here, chosen.link, chosen.back)
         results = [_compare(servers, table, how, progress, chosen) for table in chosen.tables]
     compared = tuple(result for result, _ in results)
     found = Verification(source.label, target.label, chosen.link.description, compared, chosen.findings)
     return found, tuple(step for _, steps in results for step in steps)
+
+
+def _select(source: Connection, target: Connection, options: Options) -> selection.Selection:
+    """Return the tables to compare; listing those of a publication waits for a session that locks one of them.
+
+    Raises:
+        TimedOut: it waited too long.
+    """
+    import psycopg
+
+    try:
+        return selection.select(
+            source, target, publication=options.publication, only=options.tables, no_changes=options.no_changes
+        )
+    except psycopg.errors.QueryCanceled as exc:
+        raise TimedOut(
+            "the list of tables was not ready within 4s: a session may hold an ACCESS EXCLUSIVE lock on one of them",
+            hint="find it with rdsrepl doctor --only long_transactions, and run the command again",
+            sqlstate=exc.sqlstate,
+        ) from exc
 
 
 def _wait_for_reader(source: Connection, reader: Connection, seconds: float) -> None:
@@ -118,7 +149,17 @@ def _wait_for_reader(source: Connection, reader: Connection, seconds: float) -> 
 def _compare(
     servers: Servers, table: ComparedTable, how: How, progress: Progress, chosen: selection.Selection
 ) -> tuple[TableResult, tuple[Statement, ...]]:
+    import psycopg
+
     if (table.schema, table.name) in chosen.unready:
         notes = ("its initial copy is not complete",)
         return TableResult(table.sql_name, TableState.not_proven, 0, not_proven=1, notes=notes), ()
-    return tables.compare(servers, table, how, progress)
+    try:
+        return tables.compare(servers, table, how, progress)
+    except psycopg.Error as exc:
+        if exc.sqlstate is None or servers.is_lost():
+            raise
+        # Permissions, a table that was dropped, a lock: the other tables can still be compared.
+        failure = translate(exc)
+        notes = (f"not compared: {failure.message} [{exc.sqlstate}]",)
+        return TableResult(table.sql_name, TableState.not_proven, 0, not_proven=1, notes=notes), ()

@@ -33,12 +33,14 @@ class Selection:
 
     Attributes:
         link: how the target gets the changes.
+        back: how the source gets the changes of the target; None if it does not.
         tables: the tables that both have.
         unready: tables whose initial copy is not complete.
         findings: what is missing on one side.
     """
 
     link: Link
+    back: Link | None
     tables: tuple[ComparedTable, ...]
     unready: frozenset[TableName]
     findings: tuple[StructureFinding, ...]
@@ -116,13 +118,21 @@ def select(
         [table for table in table_structures.ls(conn, names) if wanted or not table.has_snapshot_state]
         for conn in (source, target)
     )
+    if names is None:
+        here, there = structure.without_partitions(here, there)
     if sent is not None:
         here = [_as_sent(table, sent) for table in here if table.full_name in sent or wanted]
     tables, findings = structure.compare(here, there, only_common=names is not None)
     known = {(table.schema, table.name) for table in received}
     findings += _not_received(here, received, known)
+    if not tables and not findings:
+        raise NotFound(
+            f"no table to compare: database {source.info.dbname} of the source has none that the target should have",
+            hint="check which database --source and --to name, and the publication",
+        )
     unready = frozenset((table.schema, table.name) for table in received if not table.is_ready)
-    return Selection(link, tuple(tables), unready, tuple(findings))
+    back = None if no_changes or is_standby else _back(source, target)
+    return Selection(link, back, tuple(tables), unready, tuple(findings))
 
 
 def _started(conn: Connection) -> object:
@@ -161,7 +171,24 @@ def _link(
             "if neither side changes, add --no-changes",
         )
     names, own = ({table.subscription for table in received}, {table.slot for table in received if table.slot})
-    return SubscriptionLink(source, sorted(names), sorted(own))
+    link = SubscriptionLink(source, target, sorted(names), sorted(own))
+    if (name := link.from_elsewhere()) is not None:
+        raise Refused(
+            f"subscription {name} of the target receives from another server than --source, which has a slot with the "
+            "same name",
+            hint="name the server that the subscription connects to with --source; if neither side changes, add "
+            "--no-changes",
+        )
+    return link
+
+
+def _back(source: Connection, target: Connection) -> Link | None:
+    """Return how the source gets the changes of the target: the subscriptions of replication in both directions."""
+    received = [table for table in _received_from(target, source, None) if table.enabled]
+    if not received:
+        return None
+    names, own = ({table.subscription for table in received}, {table.slot for table in received if table.slot})
+    return SubscriptionLink(target, source, sorted(names), sorted(own))
 
 
 def _as_sent(table: TableStructure, sent: dict[TableName, tuple[frozenset[str] | None, str | None]]) -> TableStructure:

@@ -132,13 +132,14 @@ def side(table: ComparedTable, *, is_source: bool, hashes_records: bool, exact_t
     kind = table.source_kind if is_source else table.target_kind
     keyword = sql.SQL("" if kind == "p" else "ONLY ")
     is_filtered = is_source and table.row_filter is not None
+    is_indexed = all(_is_indexed(column, exact_text=exact_text) for column in table.key)
     return Side(
         sql.Identifier(table.schema, table.name),
         sql.SQL("{}{} AS t").format(keyword, sql.Identifier(table.schema, table.name)),
-        tuple(_key_expression(column) for column in table.key),
-        tuple(_key_type(column) for column in table.key),
-        all(map(_is_indexed, table.key)),
-        all(_is_indexed(column) and column.sorts_equally for column in table.key),
+        tuple(_key_expression(column, exact_text=exact_text) for column in table.key),
+        tuple(_key_type(column, exact_text=exact_text) for column in table.key),
+        is_indexed,
+        is_indexed and all(column.sorts_equally for column in table.key),
         fingerprint(table.columns, hashes_records=hashes_records, exact_text=exact_text),
         sql.SQL("bit_xor" if hashes_records else "sum"),
         sql.Composed([sql.SQL("("), sql.SQL(table.row_filter or ""), sql.SQL(")")]) if is_filtered else None,
@@ -180,24 +181,26 @@ def text(column: ComparedColumn) -> Composed:
     return sql.SQL("{}::text").format(name)
 
 
-def _is_indexed(column: ComparedColumn) -> bool:
+def _is_indexed(column: ComparedColumn, *, exact_text: bool) -> bool:
+    if exact_text and column.builtin == "numeric":
+        return False
     return column.builtin in _ORDERED and column.is_deterministic
 
 
-def _key_expression(column: ComparedColumn) -> Composed:
+def _key_expression(column: ComparedColumn, *, exact_text: bool) -> Composed:
     from psycopg import sql
 
     name = sql.Identifier("t", column.name)
-    if _is_indexed(column):
+    if _is_indexed(column, exact_text=exact_text):
         return sql.Composed([name])
     # An operator of another schema is not found with an empty search_path.
     return sql.SQL('(pg_catalog.concat({}) COLLATE "C")').format(name)
 
 
-def _key_type(column: ComparedColumn) -> Composable:
+def _key_type(column: ComparedColumn, *, exact_text: bool) -> Composable:
     from psycopg import sql
 
-    return sql.Identifier("pg_catalog", str(column.builtin) if _is_indexed(column) else "text")
+    return sql.Identifier("pg_catalog", str(column.builtin) if _is_indexed(column, exact_text=exact_text) else "text")
 
 
 def buckets(table: Side, count: int) -> Composed:

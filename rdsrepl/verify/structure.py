@@ -81,6 +81,24 @@ def sql_name(name: TableName) -> str:
     return ".".join(map(quote_if_needed, name))
 
 
+def without_partitions(
+    source: Sequence[TableStructure], target: Sequence[TableStructure]
+) -> tuple[list[TableStructure], list[TableStructure]]:
+    """Leave out what would be compared twice: partitions where the sides have different ones, else the whole table."""
+    names = [{table.full_name for table in side} for side in (source, target)]
+    partitions: dict[TableName, set[TableName]] = {}
+    left_out: set[TableName] = set()
+    for table in (*source, *target):
+        if table.partition_of is not None and table.relkind == "r":
+            partitions.setdefault(table.partition_of, set()).add(table.full_name)
+        elif table.partition_of is not None:
+            left_out.add(table.full_name)
+    for whole, parts in partitions.items():
+        left_out |= {whole} if all(parts <= side for side in names) else parts
+    here, there = ([table for table in side if table.full_name not in left_out] for side in (source, target))
+    return here, there
+
+
 def compare(
     source: Iterable[TableStructure], target: Iterable[TableStructure], *, only_common: bool
 ) -> tuple[list[ComparedTable], list[StructureFinding]]:

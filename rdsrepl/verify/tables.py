@@ -40,11 +40,17 @@ class Servers:
         pair: where ranges are read.
         source: the primary; proofs are read there.
         link: how the target gets the changes.
+        back: how the source gets the changes of the target; None if it does not.
     """
 
     pair: Pair
     source: Connection
     link: Link
+    back: Link | None = None
+
+    def is_lost(self) -> bool:
+        """Return whether a connection is closed."""
+        return any(conn.closed for conn in (self.source, self.pair.source, self.pair.target))
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +78,6 @@ def compare(
     """Compare a table on both sides; return what was found, and the statements that make the rows equal.
 
     Raises:
-        Refused: too many rows differ to be repaired.
         psycopg.Error: a statement failed.
     """
     comparison = _Comparison(servers, table, how, progress)
@@ -119,6 +124,8 @@ class _Comparison:
         )
         if not self._how.repairs:
             return result, ()
+        if len(proven) > repair.MOST_ROWS:
+            return replace(result, notes=(*result.notes, repair.TOO_MANY)), ()
         return result, repair.steps(self._servers.source, self._table, (self._source, self._target), proven)
 
     def _order(self, key: Key) -> tuple[tuple[int, str], ...]:
@@ -145,14 +152,16 @@ class _Comparison:
             lambda _: read("target", self._servers.pair.target, self._target),
         )
         state = replace(proof, rounds=(True,)).run([_WHOLE])[_WHOLE][0]
-        counts = Counter({state: 1})
+        counts: Counter[RowState] = Counter() if state is RowState.cleared else Counter([state])
         if state.is_proven and (missing := sizes["source"] - sizes["target"]):
             counts = Counter({RowState.missing if missing > 0 else RowState.extra: abs(missing)})
         return self._result(sizes["source"], counts, notes=self._table.notes)
 
     def _proof(self, read_source: ReadRows, read_target: ReadRows) -> Proof:
         servers = self._servers
-        return Proof(servers.source, servers.link, read_source, read_target, self._how.proof_seconds, self._proved)
+        back = None if servers.back is None else (servers.pair.target, servers.back)
+        seconds = self._how.proof_seconds
+        return Proof(servers.source, servers.link, read_source, read_target, seconds, self._proved, back)
 
     def _compared(self, rows: int) -> None:
         about = self._table.estimated_rows
@@ -225,8 +234,9 @@ def _pages(conn: Connection, side: Side) -> Iterator[tuple[int, int, int]]:
     while first <= pages:
         count = None if first + size > pages else size
         try:
-            yield from limited.fetch(conn, statements.whole_table(side, first, count), is_limited=size > 1)
+            # Of a partitioned table no part is smaller than the whole.
+            yield from limited.fetch(conn, statements.whole_table(side, first, count), is_limited=min(size, pages) > 1)
         except limited.TookTooLongError:
-            size //= 2
+            size = min(size, pages) // 2
             continue
         first += size

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from rdsrepl.verify.links import SlotLink, SubscriptionLink, inserted_lsn
 from tests.fixtures.postgres import Database, Servers, drop_database, new_database
 from tests.fixtures.program import Program
 from tests.fixtures.waiting import wait_until
@@ -408,3 +409,125 @@ def test_a_standby_as_copy_and_as_reader(servers: Servers, make_database: Any, t
         standby.remove()
         with closing(primary.connect()) as conn:
             conn.execute("SELECT pg_drop_replication_slot('verify_standby')")
+
+
+def test_what_cannot_be_compared_is_named_and_the_rest_is_compared(
+    make_database: Any, servers: Servers, rdsrepl: Program
+) -> None:
+    """A policy that hides rows, no table at all; partitions of one side only; a column that the target computes."""
+    source, target = make_database(servers.get(15)), make_database(servers.get(18))
+    words = ("verify", "--to", target.dsn, "--no-changes", "-o", "json")
+    empty = rdsrepl(*words, dsn=source.dsn)
+    assert (empty.code, "no table to compare" in empty.err) == (3, True), empty.out
+    tables = "CREATE TABLE hidden (id int PRIMARY KEY)", "CREATE TABLE seen (id int PRIMARY KEY)"
+    source.run(*tables, "CREATE TABLE parts (id int PRIMARY KEY, g int) PARTITION BY RANGE (id)",
+               "CREATE TABLE part_1 PARTITION OF parts DEFAULT", "INSERT INTO parts VALUES (1, 2)",
+               "CREATE TABLE keyless ()", "CREATE ROLE weak_verifier",
+               "GRANT SELECT ON hidden, keyless, seen, parts TO weak_verifier",
+               "ALTER TABLE hidden ENABLE ROW LEVEL SECURITY")  # fmt: skip
+    target.run(*tables, "CREATE TABLE parts (id int PRIMARY KEY, g int GENERATED ALWAYS AS (id + 1) STORED)",
+               "INSERT INTO parts VALUES (1)", "CREATE TABLE keyless ()")  # fmt: skip
+    options = "-c role=weak_verifier"
+    found = rdsrepl(*words, dsn=f"{source.dsn} options='{options}'")
+    assert found.code == 9, found.err
+    assert {row["table"]: (row["state"], row["cleared"]) for row in found.json["tables"]} == {
+        "public.hidden": ("not proven", 0), "public.keyless": ("equal", 0),
+        "public.parts": ("equal", 0), "public.seen": ("equal", 0),
+    }  # fmt: skip
+    notes = {row["table"]: row["notes"] for row in found.json["tables"]}
+    assert "row-level security policy" in notes["public.hidden"][0]
+    assert [(one["table"], one["message"]) for one in found.json["structure"]] == [
+        ("public.parts", "generated on the target, and not compared: g")
+    ]
+
+
+def test_what_is_repaired_in_which_order(make_database: Any, servers: Servers, rdsrepl: Program) -> None:
+    """A row that has the unique value of a missing one, money of another locale, a large value, too many rows."""
+    source, target = make_database(servers.get(15)), make_database(servers.get(18))
+    for database in (source, target):
+        database.run(
+            "CREATE TABLE u (id int PRIMARY KEY, mail text UNIQUE, m money, v text)",
+            "INSERT INTO u VALUES (1, 'a', '1.50', ''), (2, 'b', '2.50', ''), (3, 'c', '3', repeat('x', 100000))",
+            "CREATE TABLE many (id int PRIMARY KEY, v int)", "INSERT INTO many SELECT generate_series(1, 1001)",
+        )  # fmt: skip
+    target.run(
+        "DELETE FROM u WHERE id IN (1, 3)", "INSERT INTO u VALUES (9, 'a')", "UPDATE u SET m = '7' WHERE id = 2",
+        "UPDATE many SET v = 1",
+    )  # fmt: skip
+    words = ("verify", "--to", target.dsn, "--no-changes", "--repair")
+    shown = rdsrepl(*words, "--dry-run", dsn=source.dsn)
+    assert shown.code == 9
+    assert "x" * 1000 not in shown.out and "100,000 characters, SHA-256" in shown.out, shown.out[:3000]
+    assert "public.many: not repaired" in shown.out
+    done = rdsrepl(*words, "--yes", dsn=source.dsn)
+    assert (done.code, "public.u equal" in done.err) == (9, True), done.err
+    assert target.value("SELECT array_agg((id, mail, m::numeric, length(v))::text ORDER BY id) FROM u") == [
+        "(1,a,1.50,0)", "(2,b,2.50,0)", "(3,c,3.00,100000)",
+    ]  # fmt: skip
+
+
+def test_a_slot_with_the_same_name_on_another_server(
+    pair: tuple[Database, Database], make_database: Any, servers: Servers, rdsrepl: Program
+) -> None:
+    """The subscription receives from another server: what that one sends proves nothing about this one."""
+    other = make_database(servers.get(16))
+    copy = make_database(servers.get(18))
+    while other.value(f"SELECT pg_current_wal_lsn() < '{pair[0].value('SELECT pg_current_wal_lsn()')}'"):
+        other.run("SELECT pg_switch_wal()")
+    other.run(
+        "CREATE TABLE only_here (id int PRIMARY KEY)", "CREATE PUBLICATION p FOR ALL TABLES",
+        f"SELECT pg_create_logical_replication_slot('{pair[0].name}', 'pgoutput')",
+    )  # fmt: skip
+    copy.run(
+        "CREATE TABLE only_here (id int PRIMARY KEY)",
+        f"CREATE SUBSCRIPTION elsewhere CONNECTION '{other.dsn}' PUBLICATION p"
+        f" WITH (create_slot = false, slot_name = '{pair[0].name}')",
+    )
+    try:
+        wait_until(
+            lambda: copy.value("SELECT count(received_lsn) FROM pg_stat_subscription WHERE subname = 'elsewhere'"),
+            "it receives",
+        )
+        wrong = rdsrepl("verify", "--to", copy.dsn, dsn=pair[0].dsn)
+        assert (wrong.code, "receives from another server" in wrong.err) == (4, True), wrong.out + wrong.err
+    finally:
+        copy.run("ALTER SUBSCRIPTION elsewhere DISABLE", "ALTER SUBSCRIPTION elsewhere SET (slot_name = NONE)",
+                 "DROP SUBSCRIPTION elsewhere")  # fmt: skip
+    with closing(other.connect()) as here, closing(pair[1].connect()) as there:
+        end = inserted_lsn(here)
+        here.execute("SELECT pg_replication_slot_advance(%s, %s)", (pair[0].name, end))
+        assert SlotLink(here, [pair[0].name]).has_applied(end)
+        assert not SubscriptionLink(here, there, ["s"], [pair[0].name]).has_applied(end)
+
+
+def test_a_change_of_the_target_that_the_source_will_get(
+    make_database: Any, servers: Servers, rdsrepl: Program
+) -> None:
+    """Replication in both directions: such a change is on its way, and what is repaired would come back."""
+    here, there = (make_database(servers.get(18)) for _ in range(2))
+    both = ((here, there), (there, here))
+    for database, _ in both:
+        database.run("CREATE TABLE t (id int PRIMARY KEY, n int)", "INSERT INTO t VALUES (1, 1), (2, 2)",
+                     "CREATE PUBLICATION p FOR ALL TABLES",
+                     f"SELECT pg_create_logical_replication_slot('{database.name}', 'pgoutput')")  # fmt: skip
+    for database, other in both:
+        database.run(
+            f"CREATE SUBSCRIPTION of_{database.name} CONNECTION '{other.dsn}' PUBLICATION p"
+            f" WITH (create_slot = false, slot_name = '{other.name}', copy_data = false, origin = none)"
+        )
+    words = ("verify", "--to", there.dsn, "-o", "json")
+    try:
+        wait_until(lambda: rdsrepl(*words, dsn=here.dsn).code == 0, "both directions work")
+        with closing(here.connect()) as conn, conn.transaction():
+            conn.execute("SELECT FROM t WHERE id = 1 FOR UPDATE")
+            there.run("UPDATE t SET n = 5 WHERE id = 1")
+            late = rdsrepl(*words, "--proof-timeout", "500ms", dsn=here.dsn)
+            assert (late.code, late.json["tables"][0]["not_proven"]) == (8, 1), late.out
+        wait_until(lambda: rdsrepl(*words, dsn=here.dsn).code == 0, "the change has arrived")
+        refused = rdsrepl(*words, "--repair", "--yes", dsn=here.dsn)
+        assert (refused.code, "would come back" in refused.err) == (4, True), refused.err
+    finally:
+        for database, _ in both:
+            name = f"of_{database.name}"
+            database.run(f"ALTER SUBSCRIPTION {name} DISABLE", f"ALTER SUBSCRIPTION {name} SET (slot_name = NONE)",
+                         f"DROP SUBSCRIPTION {name}")  # fmt: skip
