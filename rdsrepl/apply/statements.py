@@ -125,7 +125,7 @@ def execute(step: Statement, conn: Connection, target: Target, waiting: OnWaitin
     failure: list[BaseException] = []
     # The first holder decides: the worker starts the statement, or Ctrl-C prevents its start.
     start_lock = threading.Lock()
-    # After Ctrl-C in Thread.join, is_alive is False although the thread runs (Python 3.11): an event tells the truth.
+    # After Ctrl-C in Thread.join, is_alive is False although the thread runs (Python 3.11); an event is reliable.
     ended = threading.Event()
 
     def work() -> None:

@@ -1,4 +1,4 @@
-"""What a failover lost: where two servers part, and which slots of the old primary still show what only it has.
+"""What a failover lost: where two servers diverge, and which slots of the old primary still show what only it has.
 
 Every transaction whose commit record begins at or after the fork exists on the old primary only. A slot that is at or
 before the fork shows all of them; one whose consumer confirmed more shows only those after its position. Pure: no I/O.

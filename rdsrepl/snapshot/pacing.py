@@ -20,7 +20,7 @@ _FIRST_ROWS: Final = 1_000
 _FEWEST_ROWS: Final = 100
 _SLOW_SECONDS: Final = 1.0
 _QUICK_SECONDS: Final = 0.3
-# So much of the time that was not used at the allowed rate may be made up for.
+# After a pause, at most this much unused time is made up for by a higher rate.
 _CREDIT_SECONDS: Final = 1.0
 # Some standbys stay behind: recovery_min_apply_delay, a replay that is paused.
 _LONGEST_LAG_WAIT_SECONDS: Final = 300.0

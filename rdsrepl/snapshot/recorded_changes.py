@@ -35,7 +35,7 @@ Key: TypeAlias = tuple[str, ...]
 #: The JSON texts of all columns of a row; None is a value that the stream does not have (an unchanged TOAST value).
 Row: TypeAlias = tuple[str | None, ...]
 
-# What the objects of a change and of a transaction occupy besides their texts, about.
+# The approximate memory of the objects of a change and of a transaction without their texts, in bytes.
 _BYTES_OF_CHANGE: Final = 200
 _BYTES_OF_TRANSACTION: Final = 300
 

@@ -2,7 +2,7 @@
 
 A subscription continues after the last transaction that it applied, on any publisher. If it has applied transactions
 that the promoted standby never received, the new primary assigns the same positions to others, and the subscription
-would leave these out, without an error. So it is not pointed there before that is excluded.
+would leave these out, without an error. So it is pointed there only when that cannot happen.
 """
 
 from __future__ import annotations

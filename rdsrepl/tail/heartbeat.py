@@ -1,9 +1,9 @@
 """A heartbeat: a small transaction in the slot's database at an interval, so that slots advance in a quiet database.
 
 A slot advances when its consumer confirms a commit of the slot's own database. If that database is quiet and others on
-the server are busy, the slot keeps their WAL for nothing. ``slot tail`` confirms idle positions without a heartbeat;
-other consumers of the same database (DMS, Debezium) need it, and a failover slot is synchronised only after it
-advanced.
+the server are busy, the slot keeps WAL that no consumer needs. ``slot tail`` confirms idle positions without a
+heartbeat; other consumers of the same database (DMS, Debezium) need it, and a failover slot is synchronised only after
+it advanced.
 """
 
 from __future__ import annotations

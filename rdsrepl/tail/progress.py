@@ -32,7 +32,7 @@ class Progress:
     Attributes:
         changes, received_bytes: received since the start.
         received_lsn: the position up to which the server has sent.
-        confirmed_lsn: the position up to which the server may forget.
+        confirmed_lsn: the position that is confirmed: the server may remove the WAL before it.
         seconds: since the start.
         reconnects: how often the connection was opened again.
         connected: whether the slot is being streamed now.

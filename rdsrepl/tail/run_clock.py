@@ -1,4 +1,4 @@
-"""How long a run goes on: until a signal, ``--duration`` or ``--idle-exit`` ends it."""
+"""When a run stops: after a signal, ``--duration`` or ``--idle-exit``."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class RunClock:
         return self.signals.received is not None or self._is_duration_over()
 
     def reason_to_stop(self, *, all_delivered: bool) -> str | None:
-        """Return why the run stops now; None if it goes on.
+        """Return why the run stops now; None if it does not stop.
 
         Args:
             all_delivered: whether no change waits for its delivery; a run is not idle while one does.

@@ -1,4 +1,4 @@
-"""Sends standby status updates: what the server may forget, and that this client is alive."""
+"""Sends standby status updates: which WAL the server may remove, and that this client is connected."""
 
 from __future__ import annotations
 
@@ -75,6 +75,6 @@ class StatusUpdates:
 
 
 def interval_seconds(receiver: Receiver) -> float:
-    """Return how often the server must hear from this client, at the least."""
+    """Return the longest time between two status updates, in seconds."""
     allowed = receiver.wal_sender_timeout_seconds
     return min(_STATUS_SECONDS, allowed / 3) if allowed else _STATUS_SECONDS

@@ -32,13 +32,13 @@ if TYPE_CHECKING:
 # SSL_want: the last operation could not continue without more bytes from the socket (SSL_want(3)).
 _SSL_READING: Final = 3
 _NO_BYTES: Final = bytes(4)
-# How long to rest after a read that returned messages, so that one wake-up is for many of them: each costs the server
+# How long to pause after a read that returned messages, so that one wake-up is for many of them: each costs the server
 # a context switch, too. A unix socket holds only a few hundred small messages. Measured, 600,000 messages: TCP 3.8 s
-# at 0.3 ms, 2.8 s at 2 ms, 5.0 s at 4 ms; unix 6.6 s without a rest, 5.4 s at 0.2 ms, 13 s at 1 ms.
-_REST_TCP_SECONDS: Final = 0.0015
-_REST_UNIX_SECONDS: Final = 0.0002
-# In a backlog, how many rests in a row while more and more waits on the socket.
-_MOST_RESTS: Final = 7
+# at 0.3 ms, 2.8 s at 2 ms, 5.0 s at 4 ms; unix 6.6 s without a pause, 5.4 s at 0.2 ms, 13 s at 1 ms.
+_PAUSE_TCP_SECONDS: Final = 0.0015
+_PAUSE_UNIX_SECONDS: Final = 0.0002
+# In a backlog, how many pauses in a row while more and more waits on the socket.
+_MOST_PAUSES: Final = 7
 # A read of this size is part of a backlog, and no more than a read of that size needs to wait on the socket.
 _BACKLOG_BYTES: Final = 32 * 1024
 _ENOUGH_BYTES: Final = 256 * 1024
@@ -56,7 +56,7 @@ class Transport:
         """
         self._pgconn = pgconn
         self._consume = pgconn.consume_input
-        self._rest_seconds = _REST_UNIX_SECONDS if is_unix else _REST_TCP_SECONDS
+        self._pause_seconds = _PAUSE_UNIX_SECONDS if is_unix else _PAUSE_TCP_SECONDS
         self._enough_bytes = _ENOUGH_BYTES
         self._tls = _OpenSsl.of(pgconn)
         if self._tls is not None:
@@ -70,21 +70,21 @@ class Transport:
     def gather(self, last_bytes: int) -> None:
         """Let messages accumulate, after a read of LAST_BYTES.
 
-        After a large read the server has a backlog to send: then rest until enough waits on the socket, or no more
+        After a large read the server has a backlog to send: then wait until enough waits on the socket, or no more
         bytes arrive because the socket's buffer is full, or for about 10 ms.
 
         Raises:
             psycopg.OperationalError: the connection was lost.
         """
         if last_bytes < _BACKLOG_BYTES:
-            time.sleep(self._rest_seconds)
+            time.sleep(self._pause_seconds)
             return
         waiting = self._waiting_bytes()
-        for _ in range(_MOST_RESTS):
+        for _ in range(_MOST_PAUSES):
             if waiting >= self._enough_bytes:
                 return
             before = waiting
-            time.sleep(self._rest_seconds)
+            time.sleep(self._pause_seconds)
             waiting = self._waiting_bytes()
             if waiting <= before:
                 # The buffer is full: from now on this is enough, so that the server does not have to stop.

@@ -15,7 +15,7 @@ from rdsrepl.verify.statements import Side
 
 _ROWS_PER_BUCKET: Final = 64
 _MOST_BUCKETS: Final = 1 << 17
-# So many rows of buckets that differ are read by one statement.
+# The number of rows, of buckets that differ, that one statement reads.
 _ROWS_PER_STATEMENT: Final = 200_000
 
 

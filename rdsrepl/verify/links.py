@@ -117,7 +117,7 @@ class StandbyLink:
 
 
 class NoChanges:
-    """Neither side changes; nothing is on its way."""
+    """Neither side changes, and no change waits to be applied."""
 
     description = "none; neither side changes"
 

@@ -2,7 +2,7 @@
 
 An operation checks its request and calls the controller. The controller sets the status of the records, does the work
 in a thread, and sets the status to ``available``. A client waits for that status. ``server_actions`` does the work on
-the servers; ``supervisor`` restarts what died.
+the servers; ``supervisor`` starts a server again that crashed.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Watches the servers and restarts what died: a reader takes over from a dead writer, any other server starts again."""
+"""Watches the servers: a reader takes over from a writer that crashed, any other server is started again."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class Supervisor:
                 log.exception("could not check the servers")
 
     def _check_cluster(self, cluster: str) -> None:
-        """Fail over a cluster whose writer died; without a reader that can take over, start the writer again."""
+        """Fail over a cluster whose writer crashed; without a reader that can take over, start the writer again."""
         members = self._actions.state().members(cluster)
         if not members or self._actions.is_running(members[0].name):
             return
@@ -90,9 +90,9 @@ class Supervisor:
                 self._records.set_status("available", cluster, (), only="failing-over")
 
     def _check_instance(self, instance: Instance) -> None:
-        """Start the server of an instance again when it died, unless it is the writer of a cluster.
+        """Start the server of an instance again when it crashed, unless it is the writer of a cluster.
 
-        A writer can die after this poll checked its cluster; starting it here would prevent the failover.
+        A writer can crash after this poll checked its cluster; starting it here would prevent the failover.
         """
         if self._actions.is_running(instance.identifier):
             return

@@ -53,7 +53,7 @@ class Aggregate:
 
 
 @dataclass(slots=True)
-class _Lane:
+class _OpenShard:
     """What goes to one shard.
 
     Attributes:
@@ -92,7 +92,7 @@ class ShardDispatch:
         self._limits = limits
         self._last = 0
         # Aggregated records that Kinesis stored in another shard than expected, each with that shard.
-        self._strayed: list[tuple[Aggregate, str]] = []
+        self._misplaced: list[tuple[Aggregate, str]] = []
         self._is_stale = False
         self._is_asked = False
         self._asked_due = 0.0
@@ -100,7 +100,7 @@ class ShardDispatch:
 
     def _use(self, shards: ShardMap) -> None:
         self._shards = shards
-        self._lanes = [_Lane(shard_id) for shard_id in shards.open_ids]
+        self._open = [_OpenShard(shard_id) for shard_id in shards.open_ids]
 
     def accept(self, number: int, records: Sequence[tuple[bytes, bytes]], now: float) -> None:
         """Accept a batch; its records are (partition key, data) in commit order."""
@@ -112,23 +112,23 @@ class ShardDispatch:
         self._distribute([(key, data, number) for key, data in records], now + self._limits.linger_seconds)
 
     def _distribute(self, records: Sequence[UserRecord], due: float) -> None:
-        lanes = self._lanes
-        if len(lanes) == 1:
-            lanes[0].queue.extend(records)
+        shards = self._open
+        if len(shards) == 1:
+            shards[0].queue.extend(records)
         else:
-            append = [lane.queue.append for lane in lanes]
+            append = [shard.queue.append for shard in shards]
             position = self._shards.position
             for record in records:
                 append[position(hash_key(record[0]))](record)
-        for lane in lanes:
-            if lane.due is None and lane.queue:
-                lane.due = due
+        for shard in shards:
+            if shard.due is None and shard.queue:
+                shard.due = due
 
     def due_in(self, now: float) -> float | None:
         """Return in how many seconds an aggregated record is to be sent; None if none waits."""
         if self._is_stale:
             return max(0.0, self._asked_due - now) if self._can_ask else None
-        due = [lane.due for lane in self._lanes if lane.due is not None and not lane.is_sent]
+        due = [shard.due for shard in self._open if shard.due is not None and not shard.is_sent]
         return max(0.0, min(due) - now) if due else None
 
     def take(self, now: float, *, flush: bool = False) -> list[Aggregate]:
@@ -136,25 +136,25 @@ class ShardDispatch:
         if self._is_stale:
             return []
         due = [
-            (lane.due, number)
-            for number, lane in enumerate(self._lanes)
-            if lane.due is not None and not lane.is_sent and (lane.due <= now or (flush and lane.aggregate is None))
+            (shard.due, number)
+            for number, shard in enumerate(self._open)
+            if shard.due is not None and not shard.is_sent and (shard.due <= now or (flush and shard.aggregate is None))
         ]
         taken: list[Aggregate] = []
         size = 0
         for _, number in sorted(due):
-            lane = self._lanes[number]
-            if lane.aggregate is None:
-                lane.aggregate = self._pack(lane)
-            size += lane.aggregate.memory
+            shard = self._open[number]
+            if shard.aggregate is None:
+                shard.aggregate = self._pack(shard)
+            size += shard.aggregate.memory
             if taken and (size > self._limits.request_bytes or len(taken) == self._limits.records):
                 break
-            lane.is_sent = True
-            taken.append(lane.aggregate)
+            shard.is_sent = True
+            taken.append(shard.aggregate)
         return taken
 
-    def _pack(self, lane: _Lane) -> Aggregate:
-        queue = lane.queue
+    def _pack(self, shard: _OpenShard) -> Aggregate:
+        queue = shard.queue
         records = [queue.popleft()]
         key, data, _ = records[0]
         size, most = len(key) + len(data) + RECORD_BYTES, self._limits.aggregate_bytes - FIXED_BYTES
@@ -166,36 +166,36 @@ class ShardDispatch:
             size = larger
             records.append(queue.popleft())
         memory = size + len(records) * (RECORD_OVERHEAD_BYTES - RECORD_BYTES)
-        return Aggregate(lane.shard_id, records, memory)
+        return Aggregate(shard.shard_id, records, memory)
 
     def answered(
         self, entries: Sequence[Aggregate], again: Mapping[int, float], shard_ids: Sequence[str], now: float, /
     ) -> None:
         """Record the answer: the shards of the acknowledged ones are free, the refused ones are sent again."""
-        lanes = {lane.aggregate: lane for lane in self._lanes if lane.is_sent}
+        sent = {shard.aggregate: shard for shard in self._open if shard.is_sent}
         for position, aggregate in enumerate(entries):
-            lane = lanes[aggregate]
-            lane.is_sent = False
+            shard = sent[aggregate]
+            shard.is_sent = False
             if position in again:
-                lane.due = again[position]
-                lane.aggregate = self._halved(lane, aggregate)
+                shard.due = again[position]
+                shard.aggregate = self._halved(shard, aggregate)
                 continue
-            lane.aggregate = None
+            shard.aggregate = None
             # What waits has waited long enough.
-            lane.due = now if lane.queue else None
+            shard.due = now if shard.queue else None
             if (stored := shard_ids[position]) == aggregate.shard_id:
                 self.pending_bytes -= aggregate.memory
             else:
-                self._strayed.append((aggregate, stored))
+                self._misplaced.append((aggregate, stored))
                 self._is_stale = True
         self._advance()
 
     @staticmethod
-    def _halved(lane: _Lane, refused: Aggregate) -> Aggregate:
+    def _halved(shard: _OpenShard, refused: Aggregate) -> Aggregate:
         """Return what is sent again: half of the records, which may still fit into this second of the shard."""
         count = max(1, len(refused.records) // 2)
         records = refused.records[:count]
-        lane.queue.extendleft(reversed(refused.records[count:]))
+        shard.queue.extendleft(reversed(refused.records[count:]))
         return Aggregate(refused.shard_id, records, _memory(records), refused.refusals + 1)
 
     @staticmethod
@@ -209,13 +209,13 @@ class ShardDispatch:
         return b",".join(aggregate.json() for aggregate in entries)
 
     def _advance(self) -> None:
-        numbers = [number for lane in self._lanes if (number := lane.first_number) is not None]
-        numbers += [aggregate.records[0][2] for aggregate, _ in self._strayed]
+        numbers = [number for shard in self._open if (number := shard.first_number) is not None]
+        numbers += [aggregate.records[0][2] for aggregate, _ in self._misplaced]
         self.durable = min(numbers) - 1 if numbers else self._last
 
     @property
     def _can_ask(self) -> bool:
-        return self._is_stale and not self._is_asked and not any(lane.is_sent for lane in self._lanes)
+        return self._is_stale and not self._is_asked and not any(shard.is_sent for shard in self._open)
 
     def wants_map(self, now: float) -> bool:
         """Return whether the caller is to read the shards now, and call ``reshard`` or ``map_failed``."""
@@ -237,7 +237,7 @@ class ShardDispatch:
         """
         waiting: list[UserRecord] = []
         due = now
-        for aggregate, stored in self._strayed:
+        for aggregate, stored in self._misplaced:
             if stored not in shards.ranges:
                 # ListShards does not show it yet. Everything is sent again, a little later.
                 due = now + _UNKNOWN_SHARD_SECONDS
@@ -245,13 +245,13 @@ class ShardDispatch:
             self.pending_bytes -= aggregate.memory - _memory(discarded)
             waiting += discarded
         again = len(waiting)
-        for lane in self._lanes:
-            if lane.aggregate is not None:
-                waiting += lane.aggregate.records
-            waiting += lane.queue
-        # The records of a key come from one lane, where they are in order.
+        for shard in self._open:
+            if shard.aggregate is not None:
+                waiting += shard.aggregate.records
+            waiting += shard.queue
+        # The records of a key come from the queue of one shard, where they are in order.
         waiting.sort(key=itemgetter(2))
-        self._strayed = []
+        self._misplaced = []
         self._is_stale = self._is_asked = False
         self._use(shards)
         self._distribute(waiting, due)
