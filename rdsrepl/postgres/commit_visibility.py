@@ -82,6 +82,24 @@ def wait_until_visible(
     return not waiting and not in_progress and not is_over()
 
 
+def wait_until_ended(
+    conn: Connection, is_over: Callable[[], bool], waits: Callable[[Blocked], None] = lambda _: None
+) -> None:
+    """Wait until the transactions have ended that are in progress now: a new logical slot waits for them.
+
+    Args:
+        conn: the primary.
+        is_over: whether to end the wait early.
+        waits: is called again and again while there are such transactions.
+    """
+    left = _in_progress(conn)
+    while left and not is_over():
+        what = f"{counted(len(left), 'transaction')} in progress to end: {named(list(left.values()), most=3)}"
+        waits(Blocked(what, "see how long they take: rdsrepl doctor --only long_transactions"))
+        time.sleep(_POLL_SECONDS_UNSEEN)
+        left = _still(left, _in_progress(conn))
+
+
 def _committing(conn: Connection) -> dict[str, str]:
     return dict(conn.execute(_COMMITTING).fetchall())
 

@@ -258,6 +258,7 @@ class ReadSession:
         stream, name = self._stream, state.request.table_names[place]
         fmt = self._row_format(name, state.tables[place].method)
         self._note_key(place, fmt.table)
+        self._rows.wait_until_ended(self._is_over, self._wait_report)
         found = table_copy.read(
             self._rows.conn,
             stream.target,
@@ -275,6 +276,7 @@ class ReadSession:
                     self._send_block(place, fmt, copied)
         except Altered:
             raise Restarted from None
+        self._snapshots.wait(self._run, for_all=True)
         while not copied.held.is_over:  # what changed while the rows were written
             self._send_block(place, fmt, replace(copied, lines=[], size=0, is_first=False))
         if copied.held.failure is not None:

@@ -75,6 +75,13 @@ class RowSource:
                 time.sleep(_REPLAY_POLL_SECONDS)
         report.ends()
 
+    def wait_until_ended(self, is_over: Callable[[], bool], report: WaitReport) -> None:
+        """Wait until the transactions have ended that are in progress now."""
+        commit_visibility.wait_until_ended(
+            self._primary, is_over, lambda blocked: report.waits(blocked.what, blocked.remedy)
+        )
+        report.ends()
+
     def replayed(self) -> Lsn | None:
         """Return a position up to which rows that are read after this contain every commit; None on the primary.
 

@@ -186,3 +186,37 @@ def test_without_permission_it_is_refused(source: Database, tail: Tail, rdsrepl:
         assert again.code == 0, again.err
         wait_until(lambda: tail.status("one") == "done", "it is complete")
     assert rows_of(tail.events()) == truth(source)
+
+
+def test_it_waits_for_transactions_slots_and_locks(source: Database, tail: Tail, tmp_path: Path) -> None:
+    """Each wait is reported; the stream goes on, and so does the table once its rows are read."""
+    log = tmp_path / "log"
+    free = "SELECT setting::int - (SELECT count(*) FROM pg_replication_slots) FROM pg_settings"
+    names = [f"other{n}" for n in range(int(source.value(f"{free} WHERE name = 'max_replication_slots'")) - 1)]
+    with log.open("wb") as err, tail.running(ALLOW, stderr=err):
+        with source.connect() as conn:
+            conn.execute("BEGIN")
+            conn.execute("SELECT pg_current_xact_id()")
+            signal(source, request())
+            wait_until(lambda: tail.snapshots().get("one", {}).get("waits_for"), "it waits for the transaction")
+            source.run("INSERT INTO log VALUES (5, 'meanwhile', null)")
+            caught_up(source)
+            assert tail.events()[-2]["after"]["v"] == "meanwhile"
+            pid = conn.info.backend_pid
+        assert f"PID {pid}" in tail.snapshots()["one"]["waits_for"]
+        tail.wait_for("one")
+        source.run(*(f"SELECT pg_create_physical_replication_slot('{name}')" for name in names))
+        try:
+            signal(source, request("two"))
+            wait_until(lambda: "all replication slots are in use; trying again" in log.read_text(), "it is said")
+        finally:
+            source.run(*(f"SELECT pg_drop_replication_slot('{name}')" for name in names))
+        tail.wait_for("two")
+        signal(source, request("three", chunk_rows=100, rows_per_second=2_000))
+        wait_until(lambda: tail.status("three") == "running", "it runs")
+        source.run("ALTER TABLE log ADD COLUMN extra int DEFAULT 5", "INSERT INTO log VALUES (5, 'y', null, 6)")
+        source.run("TRUNCATE log", "INSERT INTO log VALUES (6, 'z', null, 7)")
+        tail.wait_for("three")
+        caught_up(source)
+    assert rows_of(tail.events()) == truth(source) and sum(truth(source).values()) == 1
+    assert "Traceback" not in log.read_text()
