@@ -54,7 +54,7 @@ class Tail:
     def __init__(
         self, rdsrepl: Program, source: Database, directory: Path, *, slot: str = "s", dsn: str | None = None
     ) -> None:
-        self._rdsrepl, self._source, self._slot, self._dsn = rdsrepl, source, slot, dsn or source.dsn
+        self._rdsrepl, self.source, self._slot, self._dsn = rdsrepl, source, slot, dsn or source.dsn
         self.out, self.state = directory / "out.jsonl", directory / "state.json"
 
     @contextmanager
@@ -67,7 +67,7 @@ class Tail:
             )
         try:
             wait_until(
-                lambda: self._source.value(
+                lambda: self.source.value(
                     f"SELECT count(*) FROM pg_replication_slots WHERE slot_name = '{self._slot}' AND active"
                     " AND database = current_database()"
                 ),

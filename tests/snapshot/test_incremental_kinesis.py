@@ -1,4 +1,4 @@
-"""A snapshot into a stream that goes to Kinesis: order per key holds across rows and changes."""
+"""A snapshot into a stream that goes to Kinesis: order per key holds, and verify finds the records complete."""
 
 from __future__ import annotations
 
@@ -32,6 +32,13 @@ def test_order_per_key(
         wait_until(lambda: state.exists() and json.loads(state.read_text())["snapshots"][0]["status"] == "done", "done")
         source.run("INSERT INTO t VALUES (1000, 0, 'end')")
         wait_until(lambda: any(event["key"] == {"id": 1000} for _, event in events(kinesis)), "all of it is there")
+        kinesis.faults.read_records = 2_000
+        checked = rdsrepl(
+            *("verify", "--stream", f"kinesis:{STREAM}", "--slot", slot_of(source), "--publication", "p", "--complete"),
+            dsn=source.dsn,
+            env={**AWS, "AWS_ENDPOINT_URL": kinesis.url},
+        )
+        assert checked.code == 0, (checked.out, checked.err)
     finally:
         process.terminate()
         process.communicate()

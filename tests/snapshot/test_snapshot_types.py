@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 from contextlib import closing
+from pathlib import Path
 from typing import Any, Final
 
 import pytest
 
+from rdsrepl.snapshot.requests import Request
 from tests.fixtures.postgres import Database
 from tests.fixtures.program import Program, exact
+from tests.snapshot.test_incremental import Tail, signal
 from tests.workloads.tables import SCHEMA, TYPES, insert_every_type
 
 # Rows with a composite type are written one by one, all others by columns.
@@ -45,7 +48,10 @@ def _rows(text: str) -> dict[str, list[Any]]:
 
 
 @pytest.mark.parametrize("format_", ["json", "debezium", "wal2json"])
-def test_a_snapshot_writes_every_type_as_the_stream(source: Database, rdsrepl: Program, format_: str) -> None:
+def test_a_snapshot_writes_every_type_as_the_stream(
+    source: Database, rdsrepl: Program, tmp_path: Path, format_: str
+) -> None:
+    """Also one that is requested while the stream goes on."""
     command = (
         "slot", "tail", "s", "--create", "pgoutput", "--snapshot", "--workers", "1", "-f", format_, "--until-now",
         "--publication", "p",
@@ -58,6 +64,11 @@ def test_a_snapshot_writes_every_type_as_the_stream(source: Database, rdsrepl: P
     copied, streamed = _rows(first.out), _rows(second.out)
     assert {_TABLES[name]: rows for name, rows in copied.items()} == streamed
     assert len(copied["every_type"]) == source.value("SELECT count(*) FROM every_type")
+    tail = Tail(rdsrepl, source, tmp_path)
+    with tail.running("-f", format_):
+        signal(source, Request("one", "s", tuple(f"public.{name}" for name in copied), chunk_rows=3))
+        tail.wait_for("one")
+    assert _rows(tail.out.read_text()) == copied
     if format_ == "json":
         with closing(source.connect()) as conn:
             conn.execute("SET TimeZone = 'UTC'")
