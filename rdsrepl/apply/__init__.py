@@ -1,4 +1,4 @@
-"""Layer 5: apply a plan, step by step. Entry point: ``run``. Only this package changes a server or AWS."""
+"""Layer 5: apply a plan, step by step. Entry point: ``run``. Only this package runs plans."""
 
 from rdsrepl.apply.failures import RUN_AGAIN
 from rdsrepl.apply.results import Blocker, Cancelled, OnDone, OnWaiting, RetryTiming, StepRecorder, StepResult

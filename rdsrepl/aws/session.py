@@ -19,6 +19,7 @@ from rdsrepl.config import Aws
 
 if TYPE_CHECKING:
     import boto3
+    from botocore.config import Config
 
 _ATTEMPTS: Final = 6
 _CONNECT_TIMEOUT_SECONDS: Final = 10
@@ -109,7 +110,6 @@ def _session(aws: Aws) -> boto3.Session:
 
 @lru_cache(maxsize=64)
 def _client(aws: Aws, service: str, short_timeout_seconds: float | None = None) -> Any:
-    import botocore.exceptions
     from botocore.config import Config
 
     retries: dict[str, Any] = {"mode": os.environ.get("AWS_RETRY_MODE", "adaptive")}
@@ -123,6 +123,12 @@ def _client(aws: Aws, service: str, short_timeout_seconds: float | None = None) 
         read_timeout=short_timeout_seconds or _READ_TIMEOUT_SECONDS,
         user_agent_extra=f"rdsrepl/{__version__}",
     )
+    return _new_client(aws, service, config)
+
+
+def _new_client(aws: Aws, service: str, config: Config) -> Any:
+    import botocore.exceptions
+
     try:
         session = _session(aws)
         return session.client(service, endpoint_url=aws.endpoint_url, config=config)  # type: ignore[call-overload]
@@ -159,7 +165,6 @@ def client_without_retries(aws: Aws, service: str) -> Any:
     Raises:
         Error: the profile, the region or the endpoint is not valid.
     """
-    import botocore.exceptions
     from botocore.config import Config
 
     config = Config(
@@ -171,11 +176,7 @@ def client_without_retries(aws: Aws, service: str) -> Any:
         read_timeout=_READ_TIMEOUT_SECONDS,
         user_agent_extra=f"rdsrepl/{__version__}",
     )
-    try:
-        session = _session(_identity(aws))
-        return session.client(service, endpoint_url=aws.endpoint_url, config=config)  # type: ignore[call-overload]
-    except (botocore.exceptions.BotoCoreError, ValueError) as exc:
-        raise translate(exc, "", "Session", aws) from exc
+    return _new_client(_identity(aws), service, config)
 
 
 def call(aws: Aws, service: str, operation: str, parameters: Mapping[str, Any]) -> dict[str, Any]:

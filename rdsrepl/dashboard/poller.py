@@ -117,8 +117,8 @@ class SlotPoller:
         conn = self._conn
         with contextlib.suppress(Exception):
             if conn is not None:
-                with socket.socket(fileno=os.dup(conn.fileno())) as twin:
-                    twin.shutdown(socket.SHUT_RDWR)
+                with socket.socket(fileno=os.dup(conn.fileno())) as duplicate:
+                    duplicate.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
         """Close the connection; the next poll opens a new one."""

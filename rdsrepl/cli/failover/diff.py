@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 _SHOWN: Final = 20
 _NAMED_TABLES: Final = 3
-_HELD_BACK: Final = "SELECT coalesce(pg_catalog.current_setting('synchronized_standby_slots', true), '')"
+_WAITS_FOR: Final = "synchronized_standby_slots"
 
 
 class Changes(StrEnum):
@@ -146,11 +146,13 @@ def diff(
 
 def _chosen(target: Target, at: Fork, wanted: Sequence[str]) -> list[SlotAtFork]:
     from rdsrepl.failover import divergence
-    from rdsrepl.postgres import connection, slots
+    from rdsrepl.postgres import connection, settings, slots
 
     with connection.open(target) as conn:
-        row = conn.execute(_HELD_BACK).fetchone()
-        return divergence.choose_slots(slots.ls(conn), at, wanted=wanted, hold_back=str(row[0]) if row else "")
+        held = settings.ls(conn, [_WAITS_FOR]).get(_WAITS_FOR)
+        return divergence.choose_slots(
+            slots.ls(conn), at, wanted=wanted, hold_back="" if held is None else held.setting
+        )
 
 
 def _nothing_since(target: Target, server: ServerHistory, at: Fork) -> bool:
