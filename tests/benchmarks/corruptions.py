@@ -15,10 +15,12 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from functools import partial
 from typing import Any
 
 from rdsrepl.sandbox.servers.postgres_server import PostgresServer
 from tests.benchmarks.measure import SCRIPT, connect, own_server
+from tests.fixtures.background import running
 
 ROWS = 10_000_000
 LOADED_ROWS = 200_000
@@ -87,9 +89,9 @@ def _speed(source: PostgresServer, target: PostgresServer) -> None:
 
 @contextmanager
 def _load(source: PostgresServer) -> Iterator[list[int]]:
-    over, commits = threading.Event(), [0, 0, 0]
+    commits = [0, 0, 0]
 
-    def work(number: int) -> None:
+    def work(number: int, over: threading.Event) -> None:
         chance = random.Random(number)
         with closing(connect(source)) as conn:
             while not over.is_set():
@@ -102,15 +104,8 @@ def _load(source: PostgresServer) -> Iterator[list[int]]:
                 conn.execute("DELETE FROM loaded WHERE id = %s", (-chance.randint(1, 1_000),))
                 commits[number] += 3
 
-    threads = [threading.Thread(target=work, args=(number,)) for number in range(3)]
-    for thread in threads:
-        thread.start()
-    try:
+    with running(*(partial(work, number) for number in range(3))):
         yield commits
-    finally:
-        over.set()
-        for thread in threads:
-            thread.join()
 
 
 _KINDS = (

@@ -21,6 +21,7 @@ from pathlib import Path
 from rdsrepl.sandbox.servers.postgres_server import PostgresServer
 from rdsrepl.tail.sinks.compression import SUFFIXES, opener
 from tests.benchmarks.measure import SCRIPT, connect, own_server
+from tests.fixtures.background import running
 from tests.fixtures.failover import FailoverPair
 from tests.fixtures.postgres import find_binaries
 
@@ -97,9 +98,8 @@ def _content(path: Path) -> bytes:
 @contextmanager
 def load(server: PostgresServer) -> Iterator[None]:
     """Commit small transactions, and a large one now and then; the id of a row is its number in the stream."""
-    over = threading.Event()
 
-    def work() -> None:
+    def work(over: threading.Event) -> None:
         with closing(connect(server)) as conn:
             for number in count(1):
                 if over.wait(0.01):
@@ -107,13 +107,8 @@ def load(server: PostgresServer) -> Iterator[None]:
                 rows = _LARGE_ROWS if number % 500 == 0 else _ROWS
                 conn.execute("INSERT INTO t (v) SELECT repeat('x', 100) FROM generate_series(1, %s)", (rows,))
 
-    thread = threading.Thread(target=work)
-    thread.start()
-    try:
+    with running(work):
         yield
-    finally:
-        over.set()
-        thread.join()
 
 
 def run_case(server: PostgresServer, case: Case, directory: Path, kills: int, rng: random.Random) -> None:
@@ -226,9 +221,8 @@ def _fail_over(case: Case, pair: FailoverPair, out: Path, rng: random.Random) ->
 @contextmanager
 def _inserting(server: PostgresServer, first: int) -> Iterator[None]:
     """Insert rows one by one, until the end or until the server stops."""
-    over = threading.Event()
 
-    def work() -> None:
+    def work(over: threading.Event) -> None:
         import psycopg
 
         with suppress(psycopg.Error), closing(server.connect()) as conn:
@@ -239,13 +233,8 @@ def _inserting(server: PostgresServer, first: int) -> Iterator[None]:
                 if number % 50 == 0:
                     conn.execute("SELECT pg_log_standby_snapshot()")
 
-    thread = threading.Thread(target=work)
-    thread.start()
-    try:
+    with running(work):
         yield
-    finally:
-        over.set()
-        thread.join()
 
 
 def report(kills: int = KILLS, failovers: int = FAILOVERS) -> None:

@@ -22,6 +22,7 @@ from pathlib import Path
 from rdsrepl.sandbox.servers.postgres_server import PostgresServer
 from tests.benchmarks.kinesis import AWS
 from tests.benchmarks.measure import SCRIPT, connect, own_server
+from tests.fixtures.background import running
 from tests.workloads.kcl_consumer import delivered, of_record
 from tests.workloads.kinesis_server import KinesisServer
 
@@ -35,9 +36,8 @@ _ID = re.compile(rb'(?:"key":{"id":|"name":"id","type":"bigint","value":)(\d+)')
 @contextmanager
 def load(server: PostgresServer) -> Iterator[None]:
     """Commit transactions of 20 rows at a steady rate; the id of a row is its number in the stream."""
-    over = threading.Event()
 
-    def work() -> None:
+    def work(over: threading.Event) -> None:
         with closing(connect(server)) as conn:
             began, done = time.monotonic(), 0
             while not over.is_set():
@@ -45,13 +45,8 @@ def load(server: PostgresServer) -> Iterator[None]:
                 done += _ROWS
                 time.sleep(max(0.0, began + done / CHANGES_PER_SECOND - time.monotonic()))
 
-    thread = threading.Thread(target=work)
-    thread.start()
-    try:
+    with running(work):
         yield
-    finally:
-        over.set()
-        thread.join()
 
 
 def changes(path: Path) -> int:

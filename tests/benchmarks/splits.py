@@ -13,11 +13,13 @@ import subprocess
 import tempfile
 import threading
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 from rdsrepl.sandbox.servers.postgres_server import PostgresServer
 from tests.benchmarks.measure import SCRIPT
+from tests.fixtures.background import running
 from tests.fixtures.postgres import Database, find_binaries, plugin_settings
 from tests.fixtures.splits import Split
 
@@ -25,7 +27,7 @@ ROUNDS: Final = 20
 _SEED: Final = 20261122
 
 
-def write(database: Database, over: threading.Event, number: int) -> None:
+def write(database: Database, number: int, over: threading.Event) -> None:
     """Commit transactions of some rows; each row has the number of its transaction."""
     rng = random.Random(number)
     with database.connect() as conn:
@@ -57,16 +59,10 @@ def one(old: PostgresServer, directory: Path, number: int, rng: random.Random) -
     new.start()
     try:
         parted = Split(old, new)
-        over = threading.Event()
-        writers = [threading.Thread(target=write, args=(parted.before, over, number * 10 + n)) for n in range(3)]
-        for writer in writers:
-            writer.start()
-        time.sleep(rng.uniform(0.1, 0.4))
-        parted.cut_off()
-        time.sleep(rng.uniform(0.05, 0.5))
-        over.set()
-        for writer in writers:
-            writer.join()
+        with running(*(partial(write, parted.before, number * 10 + n) for n in range(3))):
+            time.sleep(rng.uniform(0.1, 0.4))
+            parted.cut_off()
+            time.sleep(rng.uniform(0.05, 0.5))
         new.promote()
         parted.after.run("INSERT INTO t (xid) SELECT 'new' FROM generate_series(1, 100)")
         lost = xids(parted.before) - xids(parted.after)

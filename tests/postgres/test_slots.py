@@ -22,6 +22,7 @@ from rdsrepl.lsn import Lsn
 from rdsrepl.postgres import slot_plans, slots, verification, wal
 from rdsrepl.postgres.server_identity import ServerIdentity
 from rdsrepl.sandbox.servers.postgres_server import PostgresServer
+from tests.fixtures.background import running
 from tests.fixtures.waiting import wait_until
 
 if TYPE_CHECKING:
@@ -316,21 +317,15 @@ def test_on_a_standby(version: int, servers: Any, rdsrepl: Program, tmp_path: Pa
             return
         assert (created.code, created.error["error"]) == (1, "timed_out")
         assert "pg_log_standby_snapshot" in created.error["message"]
-        stop = threading.Event()
 
-        def snapshots() -> None:
+        def snapshots(over: threading.Event) -> None:
             with closing(writer.connect()) as conn:
-                while not stop.wait(0.2):
+                while not over.wait(0.2):
                     conn.execute("SELECT pg_log_standby_snapshot()")
 
-        helper = threading.Thread(target=snapshots)
-        helper.start()
-        try:
+        with running(snapshots):
             words = ("slot", "create", "onstandby", "--yes", "--timeout", "60s", "-o", "json")
             created = rdsrepl(*words, dsn=reader.dsn())
-        finally:
-            stop.set()
-            helper.join()
         assert created.code == 0, created.err
         with closing(writer.connect()) as conn:
             conn.execute("CREATE TABLE public.t (id integer PRIMARY KEY)")

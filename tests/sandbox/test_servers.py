@@ -34,6 +34,7 @@ from rdsrepl.sandbox.api.supervisor import Supervisor
 from rdsrepl.sandbox.credentials import Credentials
 from rdsrepl.sandbox.report import Report
 from rdsrepl.sandbox.servers import binaries, processes
+from tests.fixtures.background import running
 from tests.fixtures.missing import missing
 from tests.fixtures.sandbox import signed
 
@@ -380,28 +381,22 @@ def test_a_reader_takes_over_from_a_killed_writer_under_load(lab: Lab, newest: s
         conn.execute("CREATE PUBLICATION load FOR TABLE load")
         conn.execute("SELECT pg_create_logical_replication_slot('load', 'pgoutput')")
     committed: list[int] = []
-    stop = threading.Event()
 
-    def work() -> None:
+    def work(over: threading.Event) -> None:
         number = 0
-        while not stop.is_set():
+        while not over.is_set():
             with suppress(psycopg.Error), lab.connect(cluster) as conn:
-                while not stop.is_set():
+                while not over.is_set():
                     number += 1
                     conn.execute("INSERT INTO load VALUES (%s)", [number])
                     committed.append(number)
 
-    thread = threading.Thread(target=work)
-    thread.start()
-    try:
+    with running(work):
         old = lab.writer(newest)
         assert processes.wait(lambda: len(committed) > 200, 120.0)
         assert lab.act("crash", instance=old) == {"crashed": old}
         before = len(committed)
         assert processes.wait(lambda: len(committed) > before + 200, 120.0)
-    finally:
-        stop.set()
-        thread.join()
     lab.await_available(newest)
     assert lab.writer(newest) != old
     there = {row[0] for row in lab.query(cluster, "SELECT a FROM load")}

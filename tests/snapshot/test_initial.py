@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from rdsrepl.snapshot import tables
+from tests.fixtures.background import running
 from tests.fixtures.postgres import Database
 from tests.fixtures.program import Program, Result
 from tests.fixtures.waiting import wait_until
@@ -70,29 +71,23 @@ def _slots(source: Database) -> list[str]:
 
 def test_rows_first_then_changes(source: Database, rdsrepl: Program, tmp_path: Path) -> None:
     """A writer goes on during the snapshot; what the output leaves behind equals the tables, digit for digit."""
-    out, stop = tmp_path / "out.jsonl", threading.Event()
+    out = tmp_path / "out.jsonl"
 
-    def write() -> None:
+    def write(over: threading.Event) -> None:
         with closing(source.connect()) as conn:
             for number in range(100_000):
-                if stop.is_set():
+                if over.is_set():
                     return
                 conn.execute("UPDATE t SET n = %s WHERE id = 100", (number,))
                 conn.execute("INSERT INTO t (id) VALUES (%s)", (10_000 + number,))
                 conn.execute("DELETE FROM t WHERE id = %s", (number % 50 + 1,))
                 time.sleep(0.002)
 
-    writer = threading.Thread(target=write)
-    writer.start()
-    try:
-        with _tail(rdsrepl, source, out):
-            streams = "SELECT count(*) FROM pg_replication_slots WHERE slot_name = 's' AND active"
-            wait_until(lambda: source.value(streams), "the snapshot is complete, and it streams", seconds=60)
-            words = ("verify", "--stream", str(out), "--slot", "s", "--publication", "p", "--complete", "-o", "json")
-            result = rdsrepl(*words, dsn=source.dsn)
-    finally:
-        stop.set()
-        writer.join()
+    with running(write), _tail(rdsrepl, source, out):
+        streams = "SELECT count(*) FROM pg_replication_slots WHERE slot_name = 's' AND active"
+        wait_until(lambda: source.value(streams), "the snapshot is complete, and it streams", seconds=60)
+        words = ("verify", "--stream", str(out), "--slot", "s", "--publication", "p", "--complete", "-o", "json")
+        result = rdsrepl(*words, dsn=source.dsn)
     assert result.out, result.err
     states = {one["table"]: one["state"] for one in result.json["tables"]}
     assert (states["public.t"], states["public.hidden"]) == ("equal", "equal"), result.out

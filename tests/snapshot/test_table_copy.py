@@ -15,6 +15,7 @@ import psycopg
 import pytest
 
 from rdsrepl.snapshot.requests import Control, Method, Request, Verb
+from tests.fixtures.background import running
 from tests.fixtures.postgres import Database
 from tests.fixtures.program import Program
 from tests.fixtures.waiting import wait_until
@@ -58,30 +59,19 @@ def truth(source: Database, table: str = "log") -> Counter[str]:
 @contextmanager
 def writing(source: Database, seed: int) -> Iterator[None]:
     """Change the tables until the end."""
-    ended = threading.Event()
-    failures: list[psycopg.Error] = []
 
-    def work() -> None:
+    def work(over: threading.Event) -> None:
         rng = random.Random(seed)
-        try:
-            with psycopg.connect(source.dsn) as conn:
-                while not ended.wait(0.002):
-                    conn.execute(rng.choice(WRITES), {"n": rng.randrange(400)}, prepare=False)
-                    if rng.random() < 0.1:
-                        conn.rollback()
-                    elif rng.random() < 0.5:
-                        conn.commit()
-        except psycopg.Error as exc:
-            failures.append(exc)
+        with psycopg.connect(source.dsn) as conn:
+            while not over.wait(0.002):
+                conn.execute(rng.choice(WRITES), {"n": rng.randrange(400)}, prepare=False)
+                if rng.random() < 0.1:
+                    conn.rollback()
+                elif rng.random() < 0.5:
+                    conn.commit()
 
-    thread = threading.Thread(target=work)
-    thread.start()
-    try:
+    with running(work):
         yield
-    finally:
-        ended.set()
-        thread.join()
-    assert failures == []
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from rdsrepl.verify.links import SlotLink, SubscriptionLink, inserted_lsn
+from tests.fixtures.background import running
 from tests.fixtures.postgres import Database, Servers, drop_database, new_database
 from tests.fixtures.program import Program
 from tests.fixtures.waiting import wait_until
@@ -140,12 +141,11 @@ def test_a_change_on_its_way_is_no_difference(pair: tuple[Database, Database], r
         "the initial copy of hot is complete",
     )
     pair[1].run("UPDATE hot SET n = -1 WHERE id = 1500", "DELETE FROM hot WHERE id = 1501")
-    stop = threading.Event()
 
-    def write() -> None:
+    def write(over: threading.Event) -> None:
         with closing(source.connect()) as conn:
             for number in range(1, 100_000):
-                if stop.is_set():
+                if over.is_set():
                     return
                 conn.execute("UPDATE hot SET n = n + 1 WHERE id = %s", (number % 20 + 1,))
                 conn.execute("INSERT INTO hot VALUES (%s, 1)", (10_000 + number,))
@@ -153,16 +153,11 @@ def test_a_change_on_its_way_is_no_difference(pair: tuple[Database, Database], r
                 conn.execute("DELETE FROM hot WHERE id = 1600")
                 conn.execute("INSERT INTO hot VALUES (1600, %s)", (number,))
 
-    writer = threading.Thread(target=write)
-    writer.start()
-    try:
+    with running(write):
         results = [_verify(rdsrepl, pair, "--table", "hot")]
         # Where the subscriber keeps up, no change is on its way by chance.
         while len(results) < 30 and not any(_by_table(one)["public.hot"]["cleared"] for one in results):
             results.append(_verify(rdsrepl, pair, "--table", "hot"))
-    finally:
-        stop.set()
-        writer.join()
     for result in results:
         row = _by_table(result)["public.hot"]
         assert sorted((key["key"]["id"], key["state"]) for key in row["keys"]) == [

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.fixtures.background import running
 from tests.fixtures.postgres import Database
 from tests.fixtures.program import Program
 from tests.fixtures.waiting import wait_until
@@ -61,24 +62,19 @@ def _changes(source: Database) -> None:
 
 
 def test_a_stream_equals_its_source_while_both_go_on(source: Database, rdsrepl: Program, tmp_path: Path) -> None:
-    out, stop = tmp_path / "out.jsonl", threading.Event()
+    out = tmp_path / "out.jsonl"
 
-    def write() -> None:
+    def write(over: threading.Event) -> None:
         with closing(source.connect()) as conn:
             for number in range(100_000):
-                if stop.is_set():
+                if over.is_set():
                     return
                 conn.execute("UPDATE t SET n = %s WHERE id = 100", (number,))
 
     with _tail(rdsrepl, source, out):
         _changes(source)
-        writer = threading.Thread(target=write)
-        writer.start()
-        try:
+        with running(write):
             result = rdsrepl("verify", "--stream", str(out), *_SLOT, "-o", "json", dsn=source.dsn)
-        finally:
-            stop.set()
-            writer.join()
         assert result.code == 0, result.out + result.err
         assert {one["table"]: (one["state"], one["rows"]) for one in result.json["tables"]} == {
             "public.t": ("equal", 196),

@@ -9,10 +9,12 @@ import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from rdsrepl.sandbox.servers.postgres_server import PostgresServer
+from tests.fixtures.background import running
 from tests.fixtures.postgres import Database
 from tests.fixtures.waiting import wait_until
 
@@ -57,7 +59,6 @@ class Load:
     pause_seconds: float = 0.0
     hold_seconds: float = 0.0
     log: bool = False
-    over: threading.Event = field(default_factory=threading.Event)
 
 
 @contextmanager
@@ -76,23 +77,16 @@ def writers(
     is of the table without a key.
     """
     load = Load(rows, pause_seconds=pause_seconds, hold_seconds=hold_seconds, log=log)
-    threads = [threading.Thread(target=_write, args=(source, load, random.Random(n))) for n in range(count)]
-    for thread in threads:
-        thread.start()
-    try:
+    with running(*(partial(_write, source, load, random.Random(n)) for n in range(count))):
         yield load
-    finally:
-        load.over.set()
-        for thread in threads:
-            thread.join()
 
 
-def _write(source: Database, load: Load, rng: random.Random) -> None:
+def _write(source: Database, load: Load, rng: random.Random, over: threading.Event) -> None:
     import psycopg
 
     number = 0
     with closing(source.connect()) as conn:
-        while not load.over.is_set():
+        while not over.is_set():
             try:
                 with conn.transaction():
                     for _ in range(rng.randrange(1, 6)):
@@ -100,12 +94,12 @@ def _write(source: Database, load: Load, rng: random.Random) -> None:
                         of_log = load.log and rng.random() < 0.2
                         conn.execute(*(_log_statement if of_log else _statement)(load.rows, rng, number))
                     if load.hold_seconds:
-                        load.over.wait(rng.uniform(0, 2 * load.hold_seconds))
+                        over.wait(rng.uniform(0, 2 * load.hold_seconds))
                 load.transactions += 1
             except (psycopg.errors.UniqueViolation, psycopg.errors.DeadlockDetected):
                 continue
             if load.pause_seconds:
-                load.over.wait(rng.uniform(0, 2 * load.pause_seconds))
+                over.wait(rng.uniform(0, 2 * load.pause_seconds))
 
 
 def _log_statement(rows: int, rng: random.Random, number: int) -> tuple[bytes, tuple[object, ...]]:
@@ -199,23 +193,17 @@ class SynchronousStandby:
 def _repeating(
     action: Callable[[], object], undo: Callable[[], object], held: tuple[float, float], free: tuple[float, float]
 ) -> Iterator[None]:
-    over = threading.Event()
     rng = random.Random(4)
 
-    def work() -> None:
+    def work(over: threading.Event) -> None:
         while not over.is_set():
             action()
             over.wait(rng.uniform(*held))
             undo()
             over.wait(rng.uniform(*free))
 
-    thread = threading.Thread(target=work)
-    thread.start()
-    try:
+    with running(work):
         yield
-    finally:
-        over.set()
-        thread.join()
 
 
 @contextmanager

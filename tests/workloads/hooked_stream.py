@@ -32,7 +32,7 @@ from rdsrepl.tail.formats.json_format import JsonFormat
 from rdsrepl.tail.formats.type_catalog import Catalog
 from rdsrepl.tail.model import Column, Relation, Transaction
 from rdsrepl.tail.timelines import Timelines
-from tests.workloads.snapshot_model import EPOCH, Change, Entry, Line, Outcome, Server, Tx, differences
+from tests.workloads.snapshot_model import EPOCH, Change, Entry, Line, Outcome, Output, Server, Tx, differences
 
 T = TypeVar("T")
 _NAME = ("public", "items")
@@ -86,15 +86,13 @@ class _Writer:
         return ""
 
 
-class HookedStream:
+class HookedStream(Output):
     """A tail with its reader."""
 
     def __init__(self, rng: random.Random, server: Server, *, from_standby: bool) -> None:
-        self._rng, self._server, self._from_standby = rng, server, from_standby
+        super().__init__(rng)
+        self._server, self._from_standby = server, from_standby
         self._store = _Store()
-        self.lines: list[Line] = []
-        self.durable = self.confirmed = self.stale = self.restarts = 0
-        self._ends: list[tuple[int, int]] = []
         self._start()
 
     def _start(self) -> None:
@@ -131,20 +129,6 @@ class HookedStream:
         """Pause or resume the first snapshot."""
         self.signal(Control(verb, "one", "s"))
 
-    def kill(self) -> None:
-        """Lose everything that is not durable."""
-        self.restarts += 1
-        kept = self._rng.randrange(self.durable, len(self.lines) + 1)
-        del self.lines[kept:]
-        self.durable = kept
-        self._ends = [end for end in self._ends if end[0] <= kept]
-        self._start()
-
-    def lose_connection(self) -> None:
-        """Receive again what is not confirmed."""
-        self.restarts += 1
-        self._connect()
-
     def lose_reader(self) -> None:
         """End the reader as a lost connection does."""
         if self._reader is not None:
@@ -158,10 +142,8 @@ class HookedStream:
         self.confirm()
 
     def confirm(self) -> None:
-        """Confirm the commits that the output has."""
-        for lines, commits in self._ends:
-            if lines <= self.durable:
-                self.confirmed = max(self.confirmed, commits)
+        """Confirm, and tell the program's side what is delivered."""
+        super().confirm()
         if self.confirmed:
             self.hook.delivered(self._server.wal[self.confirmed - 1].end)
 

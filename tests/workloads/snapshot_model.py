@@ -10,6 +10,7 @@ source's.
 from __future__ import annotations
 
 import random
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -325,20 +326,56 @@ class State:
         return self.is_complete and not self.read_again
 
 
-class Stream:
+class Output(ABC):
+    """What a tail wrote: its first lines are durable, and its first commits are confirmed."""
+
+    def __init__(self, rng: random.Random) -> None:
+        self._rng = rng
+        self.lines: list[Line] = []
+        self.durable = self.confirmed = self.stale = self.restarts = 0
+        self._ends: list[tuple[int, int]] = []  # number of lines, number of commits
+
+    @abstractmethod
+    def _start(self) -> None:
+        """Start the process, which connects."""
+
+    @abstractmethod
+    def _connect(self) -> None:
+        """Connect, and receive from the confirmed commit on."""
+
+    def kill(self) -> None:
+        """Lose everything that is not durable."""
+        self.restarts += 1
+        kept = self._rng.randrange(self.durable, len(self.lines) + 1)
+        del self.lines[kept:]
+        self.durable = kept
+        self._ends = [end for end in self._ends if end[0] <= kept]
+        self._start()
+
+    def lose_connection(self) -> None:
+        """Receive again what is not confirmed."""
+        self.restarts += 1
+        self._connect()
+
+    def confirm(self) -> None:
+        """Confirm the commits that the sink has."""
+        for lines, commits in self._ends:
+            if lines <= self.durable:
+                self.confirmed = max(self.confirmed, commits)
+
+
+class Stream(Output):
     """A tail with its reader, as the contract of mode B says."""
 
     def __init__(self, rng: random.Random, server: Server, rules: Rules) -> None:
-        self._rng, self._server, self._rules = rng, server, rules
+        super().__init__(rng)
+        self._server, self._rules = server, rules
         self.saved = State()
-        self.lines: list[Line] = []
-        self.durable = 0
-        self.confirmed = 0
-        self.stale = 0
-        self.restarts = 0
-        self._ends: list[tuple[int, int]] = []  # number of lines, number of commits
         self._memory = State()
         self._changes = RenamingChanges() if rules.renames else RecordedChanges()
+        self._start()
+
+    def _start(self) -> None:
         self._connect()
 
     def _connect(self) -> None:
@@ -359,20 +396,6 @@ class Stream:
         self._position, self._last = self._memory.cursor, self._memory.is_complete
         self._invisible = self._server.waiting() if self._rules.barrier else set()
         self._floor = self._server.end if self._rules.floor else 0
-
-    def kill(self) -> None:
-        """Lose everything that is not durable."""
-        self.restarts += 1
-        kept = self._rng.randrange(self.durable, len(self.lines) + 1)
-        del self.lines[kept:]
-        self.durable = kept
-        self._ends = [end for end in self._ends if end[0] <= kept]
-        self._connect()
-
-    def lose_connection(self) -> None:
-        """Receive again what is not confirmed."""
-        self.restarts += 1
-        self._connect()
 
     def exceed_memory(self) -> None:
         """Discard what was recorded, and begin to record here."""
@@ -395,12 +418,6 @@ class Stream:
                 self.saved = replace(saved, cursor=chunk.to, is_complete=saved.is_complete or chunk.is_last)
             else:
                 self.saved = replace(saved, read_again=saved.read_again - chunk.asked)
-
-    def confirm(self) -> None:
-        """Confirm the commits that the sink has."""
-        for lines, commits in self._ends:
-            if lines <= self.durable:
-                self.confirmed = max(self.confirmed, commits)
 
     # The reader.
 
