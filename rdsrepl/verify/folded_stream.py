@@ -69,6 +69,11 @@ def parsed(text: str | bytes) -> Any:
     return json.loads(text, parse_float=Number, parse_int=Number, parse_constant=Number)
 
 
+def table_text(schema: str, name: str) -> str:
+    """Return the names of a table as one text; names may have dots."""
+    return f"{schema}\0{name}"
+
+
 def key_text(key: Mapping[str, Any]) -> str:
     """Return a key as text, equal for equal keys."""
     return json.dumps(_marked(key), sort_keys=True)
@@ -138,7 +143,7 @@ class FoldedStream:
         position = Position(int(event["timeline"].text), Lsn.parse(event["commit_lsn"]))
         if operation not in ("c", "r", "u", "d", "t") or (before is not None and position >= before):
             return position
-        table = f"{event['schema']}.{event['table']}"
+        table = table_text(event["schema"], event["table"])
         committed = event["commit_time"] or ""
         identity = f"{position.timeline:010}{int(position.lsn):020}{int(event['seq'].text):020}"
         if operation == "t":

@@ -17,6 +17,7 @@ class TableState(StrEnum):
     equal = "equal"
     different = "different"
     not_proven = "not proven"
+    not_compared = "not compared"
 
 
 #: Called while something takes long: with what is done ("comparing"), and how far it is.
@@ -87,8 +88,10 @@ class Verification:
 
     @property
     def exit_code(self) -> ExitCode:
-        """0 equal, 8 not all proven, 9 proven differences."""
+        """0 equal, 8 not all proven or nothing compared, 9 proven differences."""
         states = {table.state for table in self.tables}
         if self.structure or TableState.different in states:
             return ExitCode.CRITICAL
-        return ExitCode.WARNING if TableState.not_proven in states else ExitCode.DONE
+        has_equal_rows = any(table.rows and table.state is TableState.equal for table in self.tables)
+        nothing_compared = TableState.not_compared in states and not has_equal_rows
+        return ExitCode.WARNING if TableState.not_proven in states or nothing_compared else ExitCode.DONE

@@ -71,7 +71,7 @@ def verify(source: Target, options: StreamOptions, progress: Progress) -> Verifi
 
     Raises:
         NotFound: no such slot, publication, table or file.
-        Refused: the slot is not in use by a stream.
+        Refused: the slot is not in use by a stream, or the output is not that of this server.
         TimedOut: the snapshot or the stream's position took too long.
         BadValue: a line is not in the format ``json``.
         Unsupported: a row has a JSON value that is nested deeper than Python goes.
@@ -92,12 +92,7 @@ def verify(source: Target, options: StreamOptions, progress: Progress) -> Verifi
         progress("waiting", f"until slot {options.slot} has confirmed {position.lsn}")
         now = _confirmed(control, position, options)
         lines.read_before(folded, position, now, progress)
-        if folded.latest.timeline > position.timeline:
-            raise Refused(
-                f"the stream has changes of timeline {folded.latest.timeline}, the source is on timeline "
-                f"{position.timeline}: it is not the server that the stream comes from",
-                hint="name the server that the slot is on with --source",
-            )
+        _require_same_server(folded.latest, Position(position.timeline, inserted_lsn(control)))
         since = None if options.is_complete else lines.known_since()
         results = tuple(
             stream_rows.compare(conn, folded, table, since=since, names_columns=options.columns, progress=progress)
@@ -105,6 +100,20 @@ def verify(source: Target, options: StreamOptions, progress: Progress) -> Verifi
         )
     link = f"slot {options.slot} up to {position.lsn}"
     return Verification(source.label, lines.label, link, results, ())
+
+
+def _require_same_server(latest: Position, end: Position) -> None:
+    """Check that the source can have written the changes of the stream.
+
+    Raises:
+        Refused: it cannot.
+    """
+    if latest > end:
+        raise Refused(
+            f"the stream has a change at {latest.lsn} of timeline {latest.timeline}, and the WAL of the source ends at "
+            f"{end.lsn} of timeline {end.timeline}: it is not the server that the stream comes from",
+            hint="name the server that the slot is on with --source, and the output of that slot with --stream",
+        )
 
 
 @contextmanager

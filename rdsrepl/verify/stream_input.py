@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Final, Protocol, cast
 
 from rdsrepl.aws import streams
-from rdsrepl.errors import NotFound, Refused
+from rdsrepl.errors import BadValue, NotFound, Refused
+from rdsrepl.state import zstandard
 from rdsrepl.text.counts import counted
 from rdsrepl.units import format_size
 
@@ -59,6 +60,7 @@ class FileInput:
 
         Raises:
             NotFound: there is no such file.
+            BadValue: a package that it needs is not installed.
         """
         for path in paths:
             if not path.is_file():
@@ -101,14 +103,41 @@ class FileInput:
             def where(place: int, path: Path = path, first: int = first) -> str:
                 return f"{path}, line {first + place}"
 
-            lines = _reported(_complete(file), path, file, progress)
+            complete = _decompressed(path, file) if _is_compressed(path) else _complete(file)
+            lines = _reported(complete, path, file, progress)
             self._lines[number] += folded.fold(lines, before=before, where=where).lines
+
+
+def _is_compressed(path: Path) -> bool:
+    return path.suffix in (".gz", ".zst")
 
 
 def _opened(path: Path) -> IO[bytes]:
     if path.suffix == ".gz":
         return cast("IO[bytes]", gzip.open(path, "rb"))
-    return path.open("rb")
+    if path.suffix != ".zst":
+        return path.open("rb")
+    try:
+        return cast("IO[bytes]", zstandard.module().open(path, "rb"))
+    except ImportError as exc:
+        raise BadValue(
+            f"{path}: reading it requires the package backports.zstd", hint="install it: pip install 'rdsrepl[zstd]'"
+        ) from exc
+
+
+def _decompressed(path: Path, file: IO[bytes]) -> Iterator[bytes]:
+    """Yield the lines of a compressed file.
+
+    Raises:
+        BadValue: it is damaged, or not compressed so.
+    """
+    try:
+        yield from (line for line in file if line.endswith(b"\n"))
+    except Exception as exc:  # each library has errors of its own: EOFError, zlib.error, ZstdError
+        raise BadValue(
+            f"{path} is not a complete {path.suffix} file: {exc}",
+            hint="give the file again without compression, or a file that was closed",
+        ) from exc
 
 
 def _reported(lines: Iterator[bytes], path: Path, file: IO[bytes], progress: Progress) -> Iterator[bytes]:
@@ -117,7 +146,7 @@ def _reported(lines: Iterator[bytes], path: Path, file: IO[bytes], progress: Pro
     for number, line in enumerate(lines):
         if number % _LINES_PER_REPORT == 0:
             # Of a compressed file the position says how much text was read, not how much of the file.
-            of = f" of {format_size(size)}" if path.suffix != ".gz" else ""
+            of = f" of {format_size(size)}" if not _is_compressed(path) else ""
             progress("reading", f"{path}: {format_size(file.tell())}{of}")
         yield line
 

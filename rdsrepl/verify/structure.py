@@ -85,7 +85,7 @@ def without_partitions(
     source: Sequence[TableStructure], target: Sequence[TableStructure]
 ) -> tuple[list[TableStructure], list[TableStructure]]:
     """Leave out what would be compared twice: partitions where the sides have different ones, else the whole table."""
-    names = [{table.full_name for table in side} for side in (source, target)]
+    both = [{table.full_name for table in side} for side in (source, target)]
     partitions: dict[TableName, set[TableName]] = {}
     left_out: set[TableName] = set()
     for table in (*source, *target):
@@ -94,7 +94,7 @@ def without_partitions(
         elif table.partition_of is not None:
             left_out.add(table.full_name)
     for whole, parts in partitions.items():
-        left_out |= {whole} if all(parts <= side for side in names) else parts
+        left_out |= {whole} if all(parts <= side for side in both) else parts
     here, there = ([table for table in side if table.full_name not in left_out] for side in (source, target))
     return here, there
 
@@ -132,10 +132,10 @@ def _pair(source: TableStructure, target: TableStructure) -> tuple[ComparedTable
     findings: list[str] = []
     missing = [name for name in source.sent if name not in target.columns]
     if missing:
-        findings.append(f"{counted(len(missing), 'column')} missing on the target: {_names(missing)}")
+        findings.append(f"{counted(len(missing), 'column')} missing on the target: {names(missing)}")
     generated = [name for name in source.sent if name in target.columns and target.columns[name].is_generated]
     if generated:
-        findings.append(f"generated on the target, and not compared: {_names(generated)}")
+        findings.append(f"generated on the target, and not compared: {names(generated)}")
     columns: dict[str, ComparedColumn] = {}
     notes: list[str] = []
     for name in sorted(set(source.sent) - {*missing, *generated}):
@@ -144,12 +144,12 @@ def _pair(source: TableStructure, target: TableStructure) -> tuple[ComparedTable
         if here.text != there.text and (here.builtin is None or here.builtin != there.builtin):
             notes.append(f"column {quote_if_needed(name)} is {here.text} here and {there.text} on the target")
     if more := [name for name in target.sent if name not in source.columns]:
-        notes.append(f"not compared, because only the target has it: {_names(more)}")
+        notes.append(f"not compared, because only the target has it: {names(more)}")
     key = _common_key(source.keys, target.keys, columns)
     if not key:
         notes.append("no unique key on both sides: the rows that differ are not named")
     elif not all(columns[name].sorts_equally for name in key):
-        notes.append(f"the sides sort {_names(key)} differently: the table is read as a whole, not by its key")
+        notes.append(f"the sides sort {names(key)} differently: the table is read as a whole, not by its key")
     compared = ComparedTable(
         source.schema,
         source.name,
@@ -164,7 +164,8 @@ def _pair(source: TableStructure, target: TableStructure) -> tuple[ComparedTable
     return compared, findings
 
 
-def _names(columns: Iterable[str]) -> str:
+def names(columns: Iterable[str]) -> str:
+    """Return the names of columns for a message."""
     return ", ".join(map(quote_if_needed, columns))
 
 

@@ -224,7 +224,7 @@ _TABLES: Final = (
     "CREATE TABLE public.orders (id integer PRIMARY KEY, kind text, n integer)",
     "CREATE TYPE public.mood AS ENUM ('sad', 'ok')",
     "CREATE TYPE public.pair AS (a integer, b text)",
-    "CREATE TABLE public.things (id serial PRIMARY KEY, m public.mood, p public.pair, l integer[])",
+    "CREATE TABLE public.things (id serial PRIMARY KEY, m public.mood, p public.pair, l integer[], ms public.mood[])",
     "CREATE TABLE public.moods (m public.mood PRIMARY KEY)",
     "CREATE TABLE public.parts (id integer PRIMARY KEY) PARTITION BY RANGE (id)",
     "CREATE TABLE public.part1 PARTITION OF public.parts FOR VALUES FROM (0) TO (10)",
@@ -426,7 +426,14 @@ def test_no_hostile_code_runs(victim: Database, rdsrepl: Program) -> None:
 
 def _statements_about_two_servers(conn: Any, name: str) -> None:
     """Send what is sent when two servers or a consumer are there."""
-    from rdsrepl.postgres import commit_visibility, slot_alter_plans, standbys, subscriptions, table_structures
+    from rdsrepl.postgres import (
+        commit_visibility,
+        json_casts,
+        slot_alter_plans,
+        standbys,
+        subscriptions,
+        table_structures,
+    )
     from rdsrepl.snapshot import chunks, tables
     from rdsrepl.verify import stream_rows
 
@@ -448,8 +455,10 @@ def _statements_about_two_servers(conn: Any, name: str) -> None:
         commit_visibility.wait_until_visible(conn, lambda: True)
         found = tables.ls(conn, ["shop"], lambda *name: name == ("public", "orders"))
         tables.ranges(conn, [replace(one, parts=((("public", "orders"), 9_999),)) for one in found], 2, by_pages=False)
-        (table,) = table_structures.ls(conn, [("public", "orders")])
-        assert list(stream_rows._source_rows(conn, table, ("id",), lambda rows: None))
+        (table,) = table_structures.ls(conn, [("public", "things")])
+        shapes = json_casts.ls(conn, table.full_name)
+        assert shapes == {"m": "value", "ms": "array", "p": "other"}
+        assert list(stream_rows._source_rows(conn, table, ("id",), shapes, lambda rows: None))
 
 
 def test_what_runs_on_a_foreign_path_names_every_schema(victim: Database) -> None:

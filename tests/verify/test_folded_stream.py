@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from rdsrepl.errors import BadValue
 from rdsrepl.lsn import Lsn
 from rdsrepl.units import format_size
-from rdsrepl.verify.folded_stream import FoldedStream, Number, Pair, Position, parsed
+from rdsrepl.verify.folded_stream import FoldedStream, Number, Pair, Position, parsed, table_text
 from rdsrepl.verify.stream_input import FileInput
 
 
@@ -38,7 +38,7 @@ def folded(tmp_path: Path) -> Iterator[FoldedStream]:
 def _fold(folded: FoldedStream, lines: Sequence[bytes], before: Position | None = None) -> list[Any]:
     """Fold lines; return the rows."""
     folded.fold(lines, before=before, where=lambda number: f"x, line {number}")
-    return _rows(folded.pairs("s.t"))
+    return _rows(folded.pairs(table_text("s", "t")))
 
 
 def _rows(pairs: Iterator[Pair]) -> list[Any]:
@@ -131,11 +131,14 @@ def test_keys_before_a_time_are_not_in_the_stream(folded: FoldedStream) -> None:
     early, late = ({"commit_time": f"2026-01-0{day}T00:00:00+00:00"} for day in (1, 3))
     _fold(folded, [_line("c", 1, 10, {"id": 1}, **early), _line("c", 2, 20, {"id": 2}, **late)])
     since = "2026-01-02T00:00:00+00:00"
-    assert [pair.is_in_stream for pair in folded.pairs("s.t", since)] == [False, True]
+    assert [pair.is_in_stream for pair in folded.pairs(table_text("s", "t"), since)] == [False, True]
     _fold(folded, [_line("t", 0, 15, **early)])
-    assert [pair.is_in_stream for pair in folded.pairs("s.t", since)] == [False, True]
+    assert [pair.is_in_stream for pair in folded.pairs(table_text("s", "t"), since)] == [False, True]
     _fold(folded, [_line("t", 0, 25, **late)])
-    assert [(pair.is_in_stream, pair.there) for pair in folded.pairs("s.t", since)] == [(True, None), (True, None)]
+    assert [(pair.is_in_stream, pair.there) for pair in folded.pairs(table_text("s", "t"), since)] == [
+        (True, None),
+        (True, None),
+    ]
 
 
 @pytest.mark.parametrize("line", [b"{", b"{}", b"[]", b'"x"', b"5", _line("c", 1, 1).replace(b"0/1", b"zero")])

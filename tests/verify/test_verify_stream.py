@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from rdsrepl.state import zstandard
 from tests.fixtures.background import running
 from tests.fixtures.postgres import Database
 from tests.fixtures.program import Program
@@ -23,7 +25,11 @@ def source(db18: Database) -> Database:
     """A database with a slot and a publication, made before its tables have rows."""
     db18.run(
         "CREATE TYPE pair AS (a int, b text)",
-        "CREATE TABLE t (id int PRIMARY KEY, n numeric, big text, j jsonb, c pair, a int[], at timestamptz)",
+        "CREATE TYPE mood AS ENUM ('sad', 'ok')",
+        "CREATE FUNCTION as_json(mood) RETURNS json LANGUAGE sql AS $$ SELECT '{\"cast\": true}'::json $$",
+        "CREATE CAST (mood AS json) WITH FUNCTION as_json(mood)",
+        "CREATE TABLE t (id int PRIMARY KEY, n numeric, big text, j jsonb, c pair, a int[], at timestamptz,"
+        " m mood, ms mood[])",
         "ALTER TABLE t ALTER big SET STORAGE EXTERNAL",
         "CREATE TABLE moved (a text, b int, PRIMARY KEY (a, b))",
         "CREATE TABLE cut (id int PRIMARY KEY)",
@@ -48,7 +54,7 @@ def _tail(rdsrepl: Program, source: Database, out: Path) -> Iterator[subprocess.
 def _changes(source: Database) -> None:
     source.run(
         "INSERT INTO t SELECT i, i * 1.10, repeat(md5(i::text), 200), jsonb_build_object('x', 1.0, 'y', '1'),"
-        " (i, 'b'::text)::pair, ARRAY[i, NULL], '2026-01-01' FROM generate_series(1, 200) i",
+        " (i, 'b'::text)::pair, ARRAY[i, NULL], '2026-01-01', 'ok', '{sad,NULL}' FROM generate_series(1, 200) i",
         "UPDATE t SET n = n + 1 WHERE id % 2 = 0",
         "UPDATE t SET id = id + 1000 WHERE id <= 5",
         "DELETE FROM t WHERE id BETWEEN 10 AND 14",
@@ -95,10 +101,10 @@ def _each_kind_of_damage(source: Database, rdsrepl: Program, out: Path, tmp_path
         deep.write_text(row.replace("%s", "[" * levels + "]" * levels))
         result = rdsrepl("verify", "--stream", str(deep), *_SLOT, "--table", "t", dsn=source.dsn)
         assert result.code == 4 and "nested too deep" in result.err, result.err
-    damaged = tmp_path / "damaged.jsonl"
+    damaged = tmp_path / "damaged.jsonl.zst"
     lost = (b'{"op":"d","schema":"public","table":"t","key":{"id":12}', b'"key":{"id":150}')
     lines = [line for line in out.read_bytes().splitlines(keepends=True) if not any(text in line for text in lost)]
-    damaged.write_bytes(b"".join(lines).replace(b'"a":[151,null]', b'"a":[151,0]'))
+    damaged.write_bytes(zstandard.module().compress(b"".join(lines).replace(b'"a":[151,null]', b'"a":[151,0]')))
     result = rdsrepl(
         "verify", "--stream", str(damaged), *_SLOT, "--table", "t", "--columns", "-o", "json", dsn=source.dsn
     )
@@ -117,7 +123,7 @@ def test_wrong_input(source: Database, rdsrepl: Program, tmp_path: Path) -> None
 
     def run(*words: str) -> tuple[int, str]:
         result = rdsrepl("verify", *words, dsn=source.dsn)
-        return result.code, result.err
+        return result.code, result.err + result.out
 
     assert run()[0] == 2
     assert run("--stream", str(out))[0] == 2
@@ -131,7 +137,19 @@ def test_wrong_input(source: Database, rdsrepl: Program, tmp_path: Path) -> None
     with _tail(rdsrepl, source, tmp_path / "live"):
         code, text = run("--stream", str(out), *_SLOT)
         assert (code, "line 1 is not a change in the format json" in text) == (2, True)
+        (tmp_path / "torn.gz").write_bytes(gzip.compress(b"")[:-9])
+        for name in ("torn.gz", "live.zst"):
+            (tmp_path / "live.zst").write_bytes(b"{}")
+            code, text = run("--stream", str(tmp_path / name), *_SLOT)
+            assert (code, f"is not a complete {name[-4:].lstrip('n')} file" in text) == (2, True), text
+        line = '{"op":"t","schema":"public","table":"cut","key":null,"timeline":1,"commit_lsn":"%s","commit_time":null,'
+        out.write_text(line % "FF/0" + '"seq":1}\n')
+        code, text = run("--stream", str(out), *_SLOT)
+        assert (code, "it is not the server that the stream comes from" in text) == (4, True), text
         out.write_bytes(b"")
+        source.run("INSERT INTO cut VALUES (7)")
+        code, text = run("--stream", str(out), *_SLOT[:-1])
+        assert (code, "1 row not compared" in text) == (8, True), text
         with closing(source.connect()) as conn, conn.transaction():
             conn.execute("INSERT INTO cut VALUES (1)")
             code, text = run("--stream", str(out), *_SLOT, "--proof-timeout", "1s")

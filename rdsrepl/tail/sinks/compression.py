@@ -11,13 +11,13 @@ import errno
 import gzip
 import os
 import shutil
-import sys
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import IO, Any, Final, Literal, cast
+from typing import IO, Final, Literal, cast
 
 from rdsrepl.errors import BadValue
+from rdsrepl.state import zstandard
 from rdsrepl.state.json_lines import sync_directory
 from rdsrepl.tail.options import Compression
 from rdsrepl.tail.sinks.rotation import closed_files
@@ -162,18 +162,9 @@ def opener(method: Compression) -> Callable[[IO[bytes], Literal["rb", "wb"]], IO
     if method is Compression.gzip:
         return lambda file, mode: cast(IO[bytes], gzip.GzipFile(filename="", mode=mode, fileobj=file, mtime=0))
     try:
-        zstd = _zstd()
+        zstd = zstandard.module()
     except ImportError as exc:
         raise BadValue(
             "--rotate-compress zstd requires the package backports.zstd", hint="install it: pip install 'rdsrepl[zstd]'"
         ) from exc
     return lambda file, mode: cast(IO[bytes], zstd.ZstdFile(file, mode))
-
-
-def _zstd() -> Any:
-    """Return Python's module, or its backport to older versions."""
-    if sys.version_info >= (3, 14):
-        from compression import zstd
-    else:
-        from backports import zstd
-    return zstd
