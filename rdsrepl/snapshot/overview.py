@@ -26,6 +26,7 @@ class TableProgress:
         left_seconds: how long the table will take, by its statistics and the rate; None is unknown.
         chunks: how many chunks were written.
         read_again: how many keys are read again.
+        method: how it is read: ``chunks``, or ``slot`` for a table without a key.
         slot: whose stream has the rows.
         reason: why the snapshot failed or was paused; None otherwise.
         started_at, ended_at: of the snapshot.
@@ -43,6 +44,7 @@ class TableProgress:
     left_seconds: float | None
     chunks: int
     read_again: int
+    method: str
     slot: str
     reason: str | None
     started_at: datetime | None
@@ -84,6 +86,7 @@ def _row(one: SnapshotState, table: TableState, *, is_current: bool) -> TablePro
         left_seconds=round(rest / rate, 1) if rate and rest > 0 else None,
         chunks=table.chunks,
         read_again=len(table.read_again),
+        method=table.method.value,
         slot=one.request.slot,
         reason=one.reason,
         started_at=one.started_at,
