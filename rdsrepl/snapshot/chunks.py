@@ -153,6 +153,12 @@ class ChunkTable:
         return self.relation.schema, self.relation.table
 
     @property
+    def sent(self) -> tuple[str, ...]:
+        """The columns with their types, and the row filter; a row that was read with fewer of these lacks something."""
+        columns = (f"{quote_if_needed(column.name)} {column.type_oid}" for column in self.relation.columns)
+        return (*columns, f"WHERE {self.row_filter or 'true'}")
+
+    @property
     def key_numbers(self) -> tuple[int, ...]:
         """Where the key's columns are in a row."""
         places = {column.name: number for number, column in enumerate(self.relation.columns)}

@@ -257,7 +257,7 @@ class ReadSession:
         """Write a table without a key: a TRUNCATE, its rows, and the changes that were kept meanwhile."""
         stream, name = self._stream, state.request.table_names[place]
         fmt = self._row_format(name, state.tables[place].method)
-        self._note_key(place, fmt.table)
+        self._note_definition(place, fmt.table)
         self._rows.wait_until_ended(self._is_over, self._wait_report)
         found = table_copy.read(
             self._rows.conn,
@@ -304,7 +304,7 @@ class ReadSession:
         while True:
             if name not in self._formats:
                 self._formats[name] = self._row_format(name)
-                self._note_key(place, self._formats[name].table)
+                self._note_definition(place, self._formats[name].table)
             try:
                 return self._read_chunk(state, place, self._formats[name], cursor, keys)
             except Altered:
@@ -380,22 +380,26 @@ class ReadSession:
         stream.catalog.batch_received()
         return RowFormat(table, stream.format, lenient=stream.checked.lenient_text)
 
-    def _note_key(self, place: int, table: ChunkTable) -> None:
-        """Note which key the cursor is of, and how many rows the table has; with another key, read it from the start.
+    def _note_definition(self, place: int, table: ChunkTable) -> None:
+        """Note the key of the cursor, what the rows contain, and how many the table has.
+
+        With another key, a column more or another row filter, the rows that were read are not enough: the table is read
+        from the start.
 
         Raises:
-            Restarted: the table has another key than the cursor.
+            Restarted: it is.
         """
         self._snapshots.wait(self._run, for_all=True)
         described = tuple(map(str, table.key))
-        is_other = self._snapshots.table(self._id, place).key not in ((), described)
+        before = self._snapshots.table(self._id, place)
+        is_other = before.key not in ((), described) or (before.sent and not set(table.sent) <= set(before.sent))
         begins = is_other or not table.key
 
         def noted(one: SnapshotState) -> SnapshotState:
             before = one.tables[place].from_start() if begins else one.tables[place]
             is_part = one.request.where is not None or table.row_filter is not None
             estimate = None if is_part else before.estimated_rows or table.estimated_rows
-            return one.with_table(place, replace(before, key=described, estimated_rows=estimate))
+            return one.with_table(place, replace(before, key=described, estimated_rows=estimate, sent=table.sent))
 
         self._changed(noted)
         if is_other:

@@ -73,6 +73,7 @@ class TableState:
         key: the columns of the cursor, with what defines their order.
         timeline, marker: of the last chunk's marker: a server that does not have it has undone what the chunk contains.
         method: how it is read; ``slot`` is only for a table without a key.
+        sent: the columns with their types, and the row filter, of the rows that were read; empty is not known.
     """
 
     table: str
@@ -87,6 +88,7 @@ class TableState:
     timeline: int = 0
     marker: int = 0
     method: Method = Method.chunks
+    sent: tuple[str, ...] = ()
 
     @property
     def is_incomplete(self) -> bool:
@@ -421,6 +423,7 @@ def _encoded(one: SnapshotState) -> dict[str, Any]:
                 "key": list(table.key),
                 "timeline": table.timeline,
                 "marker": table.marker,
+                "sent": list(table.sent),
                 "method": table.method.value,
             }
             for table in one.tables
@@ -460,6 +463,7 @@ def _decoded_table(row: dict[str, Any]) -> TableState:
         timeline=require_int64(row["timeline"]),
         marker=require_int64(row["marker"]),
         method=_method(row.get("method", Method.chunks.value)),  # an earlier version did not write it
+        sent=_key(row.get("sent", [])),
     )
 
 

@@ -51,7 +51,7 @@ _STATES = (
         Request("c3", "orders_cdc", ("public.t",)),
         Status.failed,
         "permission denied",
-        (TableState("public.t", is_done=True),),
+        (TableState("public.t", is_done=True, key=("id int4 <",), sent=("id 23", "WHERE true")),),
         _NOW,
         _NOW,
     ),
