@@ -24,6 +24,7 @@ from rdsrepl.cli.context import (
     set_apply_options,
     set_list_options,
 )
+from rdsrepl.cli.help_tables import fold_long_words
 from rdsrepl.cli.lazy_commands import summaries
 from rdsrepl.cli.options import (
     WATCH_SECONDS,
@@ -99,6 +100,11 @@ class ReadCommand(TyperCommand):
     def get_params(self, ctx: Any) -> list[Any]:
         """Return all parameters, those of Typer as well, simplified."""
         return [simplify(parameter) for parameter in super().get_params(ctx)]
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """Print the help page."""
+        fold_long_words()
+        super().format_help(ctx, formatter)
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Remove the global options from what the command's function receives, and keep them in the context."""

@@ -38,14 +38,14 @@ def verify(
     to: Annotated[
         str | None,
         typer.Option(
-            "--to", metavar="TARGET", help="The copy: a target, an instance or a connection string.",
+            "--to", metavar="TARGET", help="Compare with this copy: a target, an instance or a connection string.",
             autocompletion=complete_target, show_default=False,
         ),
     ] = None,
     inputs: Annotated[
         list[str] | None,
         typer.Option(
-            "--stream", metavar="FILE", help="Compare the output of slot tail: files, or kinesis:STREAM.",
+            "--stream", metavar="FILE|kinesis:STREAM", help="Compare the output of slot tail; files may be repeated.",
             show_default=False,
         ),
     ] = None,
@@ -59,7 +59,8 @@ def verify(
     slot: Annotated[
         str | None,
         typer.Option(
-            "--slot", metavar="NAME", help="The slot of --stream.", autocompletion=complete_slot, show_default=False
+            "--slot", metavar="SLOT", help="Name the slot of --stream.",
+            autocompletion=complete_slot, show_default=False,
         ),
     ] = None,
     complete: Annotated[
@@ -68,7 +69,7 @@ def verify(
     source: Annotated[
         str | None,
         typer.Option(
-            "--source", metavar="TARGET", help="The source; default: the database of the command.",
+            "--source", metavar="TARGET", help="Name the source; default: the database of the command.",
             autocompletion=complete_target, show_default=False
         ),
     ] = None,

@@ -15,6 +15,7 @@ import typer
 from rdsrepl.cli import lazy_commands
 from rdsrepl.cli.main import app
 from tests import ROOT
+from tests.fixtures.program import Program
 
 KEPT = ROOT / "docs" / "reference.md"
 
@@ -97,3 +98,11 @@ def test_a_command_takes_the_global_options_that_it_can_use(words: str) -> None:
 def test_dash_h_is_help_on_every_level(words: str) -> None:
     taken = [parameter.name for parameter in ALL[words].params if "-h" in getattr(parameter, "opts", ())]
     assert taken == []
+
+
+@pytest.mark.parametrize("words", ["slot tail", "snapshot start", "cluster create"])
+def test_no_word_of_a_help_page_is_cut(rdsrepl: Program, words: str) -> None:
+    """On 80 columns the name of a long option could not be read."""
+    page = rdsrepl(*words.split(), "--help", env={"COLUMNS": "80"}).out
+    assert "…" not in page
+    assert max(map(len, page.splitlines())) <= 80

@@ -53,7 +53,7 @@ def diff(
         str,
         typer.Option(
             metavar="TARGET",
-            help="The primary before the failover, still running: a target, an instance or a connection string.",
+            help="Name the old primary, which still runs: a target, an instance or a connection string.",
             autocompletion=complete_target,
             show_default=False,
         ),
@@ -62,7 +62,7 @@ def diff(
         str,
         typer.Option(
             metavar="TARGET",
-            help="The promoted replica: a target, an instance or a connection string.",
+            help="Name the promoted replica: a target, an instance or a connection string.",
             autocompletion=complete_target,
             show_default=False,
         ),
