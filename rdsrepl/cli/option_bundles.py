@@ -40,3 +40,14 @@ def with_bundles(command: Callable[..., None]) -> Callable[..., None]:
     receive.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     receive.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return receive
+
+
+def flag_name(option: str) -> str:
+    """Return an option as it is written on the command line."""
+    return "--" + option.replace("_", "-")
+
+
+def given_options(bundle: Any) -> dict[str, Any]:
+    """Return the options of a bundle that were given, by their names."""
+    values = {one.name: getattr(bundle, one.name) for one in fields(bundle)}
+    return {name: value for name, value in values.items() if value is not None and value is not False}

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from rdsrepl import aws_lambda
-from rdsrepl.cli.slot.tail_options import flag_name
+from rdsrepl.cli.option_bundles import flag_name
 from rdsrepl.errors import BadValue
 from rdsrepl.tail.options import FormatName, KinesisOptions, stream_name
 from rdsrepl.tail.wakeup import WakeupPipe

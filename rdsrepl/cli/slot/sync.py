@@ -16,6 +16,7 @@ from rdsrepl.cli.option_bundles import with_bundles
 from rdsrepl.cli.options import duration_option, flag_option
 from rdsrepl.cli.slot.drop_audit import SlotAudit, require_unprotected
 from rdsrepl.cli.slot.pairs import EXIT_CODES, LISTING, Names, PairFlags, synchronizer, table_of
+from rdsrepl.cli.slot.service_options import SERVICE_PANEL, MetricsPort
 from rdsrepl.errors import BadValue, Error, ExitCode, Refused
 from rdsrepl.failover import slot_pairs
 from rdsrepl.failover.slot_pairs import PairReport, PairState, Place, SlotPair
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
     from rdsrepl.postgres.slots import Slot
     from rdsrepl.slot_sync.passes import PairSynchronizer
 
-_SERVICE: Final = "As a service"
 _SHORTEST_SECONDS: Final = 0.1
 _LOOK_SECONDS: Final = 0.2
 # After a follower could not be created, the service tries again after this time: an attempt may take the timeout.
@@ -53,23 +53,16 @@ def sync(
     ] = False,
     every: Annotated[
         float | None,
-        duration_option("--every", help="Make a pass this often until SIGTERM or Ctrl-C.", panel=_SERVICE),
+        duration_option("--every", help="Make a pass this often until SIGTERM or Ctrl-C.", panel=SERVICE_PANEL),
     ] = None,
-    metrics_port: Annotated[
-        int | None,
-        typer.Option(
-            "--metrics-port",
-            min=0,
-            max=65535,
-            metavar="PORT",
-            help="Serve Prometheus metrics at /metrics, and /healthz; 0 takes a free port.",
-            rich_help_panel=_SERVICE,
-        ),
-    ] = None,
+    metrics_port: MetricsPort = None,
     metrics_host: Annotated[
         str,
         typer.Option(
-            "--metrics-host", metavar="ADDRESS", help="Listen on this address for metrics.", rich_help_panel=_SERVICE
+            "--metrics-host",
+            metavar="ADDRESS",
+            help="Listen on this address for metrics.",
+            rich_help_panel=SERVICE_PANEL,
         ),
     ] = "127.0.0.1",
 ) -> None:

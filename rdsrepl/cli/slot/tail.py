@@ -16,18 +16,12 @@ from rdsrepl.cli.context import global_options, set_log_format
 from rdsrepl.cli.option_bundles import with_bundles
 from rdsrepl.cli.options import duration_option
 from rdsrepl.cli.slot.requested_snapshot_options import RequestedSnapshotFlags
+from rdsrepl.cli.slot.service_options import ServiceOptions
 from rdsrepl.cli.slot.snapshot_options import SnapshotFlags
+from rdsrepl.cli.slot.tail_debezium_options import DebeziumFlags
 from rdsrepl.cli.slot.tail_file_options import FileFlags
-from rdsrepl.cli.slot.tail_options import (
-    STREAM_PANEL,
-    ChangeOptions,
-    DebeziumFlags,
-    KinesisFlags,
-    ServiceOptions,
-    SlotArgument,
-    SlotOptions,
-    StopOptions,
-)
+from rdsrepl.cli.slot.tail_kinesis_options import KinesisFlags
+from rdsrepl.cli.slot.tail_options import STREAM_PANEL, ChangeOptions, SlotArgument, SlotOptions, StopOptions
 from rdsrepl.cli.slot.tail_progress import ProgressReporter, report
 from rdsrepl.cli.targets import database_target, other_target
 
