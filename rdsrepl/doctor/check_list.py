@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from rdsrepl.doctor import capacity, configuration, publications, security, slots
+from rdsrepl.doctor import capacity, configuration, failover_slots, publications, security, slots
 from rdsrepl.doctor.facts import Facts
 from rdsrepl.doctor.findings import Check
 
@@ -49,7 +49,12 @@ ALL: Final[tuple[Check, ...]] = (
         (("slots",), ("settings",)),
         slots.idle_slot_timeout,
     ),
-    Check("failover_slots", "slots survive a failover", (("slots",), ("failover", "server")), slots.failover_slots),
+    Check(
+        "failover_slots",
+        "slots survive a failover",
+        (("slots",), ("failover", "server")),
+        failover_slots.failover_slots,
+    ),
     Check("upgrade_slots", "slots survive a major upgrade", (("slots",),), slots.upgrade_slots),
     Check("long_transactions", "no old transaction is open", (("transactions",),), security.long_transactions),
     Check(
