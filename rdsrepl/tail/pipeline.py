@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Final
 from rdsrepl.errors import WrongPlugin
 from rdsrepl.postgres import versions
 from rdsrepl.tail.decoders.encodings import decoder
-from rdsrepl.tail.decoders.pgoutput import PgoutputDecoder, RawPgoutput
+from rdsrepl.tail.decoders.pgoutput import PgoutputDecoder
+from rdsrepl.tail.decoders.raw_pgoutput import RawPgoutput
+from rdsrepl.tail.decoders.raw_wal2json import RawWal2json, RawWal2jsonV1
 from rdsrepl.tail.decoders.testdecoding import TestDecodingDecoder
-from rdsrepl.tail.decoders.wal2json import PARSED_OPTIONS, ParsedWal2json, RawWal2json, RawWal2jsonV1
+from rdsrepl.tail.decoders.wal2json import PARSED_OPTIONS, ParsedWal2json
 from rdsrepl.tail.formats.base import Format
 from rdsrepl.tail.formats.debezium import DebeziumFormat
 from rdsrepl.tail.formats.debezium_options import DebeziumOptions

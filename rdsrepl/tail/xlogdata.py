@@ -60,3 +60,13 @@ def malformed(plugin: str, message: bytes, relation: str | None, cause: Exceptio
         hint="everything before it is delivered, nothing after it is confirmed; run the command again, and if it fails "
         "at the same position, keep the message for a report: rdsrepl slot tail SLOT --format raw --no-confirm",
     )
+
+
+def require_end(message: bytes, end_lsn: int) -> None:
+    """Make sure that the end of a transaction in a message is that of its header.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if end_lsn != end_of_commit(message):
+        raise ValueError(f"its transaction end {Lsn(end_lsn)} differs from its header")

@@ -13,7 +13,6 @@ from struct import Struct
 from typing import Any, Final
 
 from rdsrepl.errors import MalformedMessage
-from rdsrepl.lsn import Lsn
 from rdsrepl.tail.formats.base import Format, FormatInParts, RowWriter, TextMarkingWriter, WriterInParts
 from rdsrepl.tail.formats.fast_lines import LineParts, Write, compile_line, now_members
 from rdsrepl.tail.formats.row_parsers import Parse, compile_tuple
@@ -31,7 +30,7 @@ from rdsrepl.tail.model import (
     Transaction,
 )
 from rdsrepl.tail.timelines import Timelines
-from rdsrepl.tail.xlogdata import LSN_HALVES, MALFORMED, PAYLOAD, end_of_commit, malformed
+from rdsrepl.tail.xlogdata import LSN_HALVES, MALFORMED, PAYLOAD, malformed, require_end
 
 _AT: Final = PAYLOAD
 _AFTER_OID: Final = PAYLOAD + 5
@@ -291,7 +290,7 @@ class PgoutputDecoder:
         _, commit_lsn, end_lsn = _COMMIT(m, _AT + 1)
         if not self._open or commit_lsn != self._commit_lsn:
             raise ValueError("it ends a transaction that did not begin")
-        _check_end(m, end_lsn)
+        require_end(m, end_lsn)
         self._open = False
         return int(end_lsn)
 
@@ -320,7 +319,7 @@ class PgoutputDecoder:
             gid = _string(m, _AT + 38)[0]
             verb, seq = "rollback_prepared", 0
             tx = Transaction.of(xid, self._timelines.of_end(end_lsn), end_lsn, microseconds, gid)
-        _check_end(m, end_lsn)
+        require_end(m, end_lsn)
         return self._format.resolution(verb, gid, "%X/%X" % LSN_HALVES(m, 1), tx, seq), end_lsn
 
     def _read_relation(self, m: bytes) -> None:
@@ -452,55 +451,3 @@ def _is_utf8(lines: Sequence[Any]) -> bool:
     except UnicodeDecodeError:
         return False
     return True
-
-
-def _check_end(m: bytes, end_lsn: int) -> None:
-    if end_lsn != end_of_commit(m):
-        raise ValueError(f"its transaction end {Lsn(end_lsn)} differs from its header")
-
-
-class RawPgoutput:
-    """pgoutput's own bytes, each message followed by a newline, as ``pg_recvlogical`` writes them."""
-
-    def __init__(self, *, until_lsn: int | None = None) -> None:
-        self._until = until_lsn
-        self._open = False
-
-    def reset(self, timelines: Timelines) -> None:
-        """Start a new connection."""
-        self._open = False
-
-    def feed(self, messages: Sequence[bytes]) -> DecodedBatch:
-        """Pass messages through; only the messages of transactions are parsed."""
-        lines: list[bytes] = []
-        commits: list[tuple[int, int]] = []
-        changes, committed_lines, reached_until, error = 0, 0, False, None
-        m = b""
-        try:
-            for m in messages:
-                kind = m[_AT]
-                if kind == 0x42 or kind == 0x62:  # Begin, Begin Prepare
-                    if self._open:
-                        raise ValueError("a transaction begins within another one")
-                    if kind == 0x42 and self._until is not None and _BEGIN(m, _AT + 1)[0] >= self._until:
-                        reached_until = True
-                        break
-                    self._open = True
-                elif kind in (0x43, 0x50, 0x4B):  # Commit, Prepare, Commit Prepared
-                    if self._open is (kind == 0x4B):
-                        raise ValueError("it ends a transaction that did not begin")
-                    end_lsn = _COMMIT(m, _AT + 1)[2]
-                    _check_end(m, end_lsn)
-                    commits.append((end_lsn, changes))
-                    committed_lines = len(lines) + 2
-                    self._open = False
-                elif kind != 0x52 and kind != 0x59:
-                    if not self._open and kind in b"IUDT":
-                        raise ValueError("a change outside of a transaction")
-                    if kind not in b"IUDTMOr":
-                        raise ValueError(f"{chr(kind)!r} is not a message type of the protocol")
-                    changes += 1
-                lines += [m[_AT:], b"\n"]
-        except MALFORMED as exc:
-            error = malformed("pgoutput", m, None, exc)
-        return DecodedBatch(lines, changes, commits, self._open, reached_until, error, committed_lines)
