@@ -39,7 +39,9 @@ COMMANDS = (
 def test_the_whole_path_on_a_fresh_sandbox(rdsrepl: Program, tmp_path: Path) -> None:
     temporary = tmp_path / "tmp"
     temporary.mkdir()
-    done = rdsrepl("demo", "--duration", "4s", env={"TMPDIR": str(temporary)}, timeout=500)
+    done = rdsrepl(
+        "demo", "--duration", "4s", env={"TMPDIR": str(temporary), "RDSREPL_POLL_INTERVAL": "250ms"}, timeout=500
+    )
     assert done.code == 0, done.out + done.err
     position = 0
     for command in COMMANDS:

@@ -24,6 +24,7 @@ from rdsrepl.runbooks.model import StepKind
 from rdsrepl.runbooks.run_request import RunTarget
 from tests.fixtures.postgres import Database
 from tests.fixtures.program import Program, Result
+from tests.fixtures.steps import steps_in_process
 from tests.fixtures.terminal import Terminal
 from tests.fixtures.waiting import wait_until
 
@@ -94,6 +95,13 @@ def write(tmp_path: Path) -> Any:
         return str(path)
 
     return write
+
+
+@pytest.fixture
+def in_process() -> Iterator[None]:
+    """Run the steps in this process, in tests that are about their order."""
+    with steps_in_process():
+        yield
 
 
 @pytest.fixture
@@ -351,6 +359,7 @@ def test_a_check_that_fails_stops_before_anything_is_changed(
     assert journals(rdsrepl)[0][-1] == {**journals(rdsrepl)[0][-1], "status": "failed", "exit_code": 1}
 
 
+@pytest.mark.usefixtures("in_process")
 def test_a_step_that_fails_after_a_change_and_resume(rdsrepl: Program, db18: Database, write: Any, name: str) -> None:
     path = write(MAKE, NEED.replace("needed", f"{name}_2"))
     words = ("runbook", "run", path, "--yes")
@@ -382,6 +391,7 @@ def test_a_step_that_fails_after_a_change_and_resume(rdsrepl: Program, db18: Dat
     assert journals(rdsrepl)[-1][0]["resumes"] == journals(rdsrepl)[-2][0]["run"]
 
 
+@pytest.mark.usefixtures("in_process")
 def test_a_run_is_not_resumed_on_another_page(rdsrepl: Program, db18: Database, write: Any, name: str) -> None:
     assert rdsrepl("runbook", "run", write(NEED), "--var", f"slot={name}", "--yes", dsn=db18.dsn).code == 1
     changed = rdsrepl("runbook", "run", write(MAKE, NEED), "--resume", "--yes", dsn=db18.dsn)
@@ -401,6 +411,7 @@ def test_expected_output_is_checked(rdsrepl: Program, db18: Database, tmp_path: 
     assert done.lines[-1]["reason"] == "expected line is missing in the output: plugin wal2json"
 
 
+@pytest.mark.usefixtures("in_process")
 def test_steps_for_other_targets_and_manual_steps_are_skipped(
     rdsrepl: Program, db18: Database, write: Any, name: str
 ) -> None:
