@@ -196,7 +196,7 @@ def _open_state(
         except SinkFailed as exc:
             if place != FilePlace():
                 raise
-            reason = exc.message
+            reason = f"{exc.message}; {exc.hint}"
     if reason is not None:
         warn(f"a copy that ends early begins again from the start: {reason}")
     return state

@@ -274,6 +274,31 @@ def test_a_slot_that_was_dropped_elsewhere_is_copied_again(db18: Database, rdsre
         db18.run("INSERT INTO t SELECT max(id) + 1 FROM t", "SELECT pg_drop_replication_slot('s')")
 
 
+def test_a_copy_whose_state_cannot_be_written_names_the_remedy(
+    db18: Database, rdsrepl: Program, tmp_path: Path
+) -> None:
+    """It copies nevertheless; a file that the user named must be writable."""
+    db18.run("CREATE TABLE t (id int PRIMARY KEY)", "INSERT INTO t VALUES (1)", "CREATE PUBLICATION p FOR TABLE t")
+    words = (
+        "slot",
+        "tail",
+        "s",
+        "--create",
+        "pgoutput",
+        "--snapshot",
+        "--until-now",
+        "--to",
+        f"file:{tmp_path / 'out'}",
+    )
+    refused = rdsrepl(*words, "--state", "/proc/none/state", dsn=db18.dsn)
+    assert (refused.code, "could not write the snapshot state" in refused.err) == (1, True), refused.err
+    assert _slots(db18) == []
+    result = rdsrepl(*words, dsn=db18.dsn, env={"XDG_STATE_HOME": "/proc/none"})
+    assert result.code == 0, result.err
+    assert "a copy that ends early begins again from the start: could not write the snapshot state" in result.err
+    assert "give another file: --state FILE" in result.err
+
+
 def test_a_killed_snapshot_leaves_nothing(source: Database, rdsrepl: Program, tmp_path: Path) -> None:
     """Where the stream cannot go on: no slot is left, and the file is refused; a new file begins again."""
     out = tmp_path / "out.jsonl"
