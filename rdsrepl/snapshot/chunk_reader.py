@@ -100,9 +100,13 @@ class ChunkReader:
                 continue
             except (Restarted, Stopped):
                 continue
-            except (InUse, BadState, SinkFailed) as exc:
+            except (InUse, BadState) as exc:
                 self._snapshots.fail(exc)
                 return
+            except SinkFailed as exc:
+                self._snapshots.give_up(run)
+                self._save_again(exc)
+                continue
             except Error as exc:
                 if not is_transient(exc):
                     self._fail(run, state.request.id, exc)
@@ -114,6 +118,18 @@ class ChunkReader:
                 raise
             self._ended.wait(delay)
             delay = min(2 * delay, _LONGEST_RETRY_SECONDS)
+
+    def _save_again(self, exc: SinkFailed) -> None:
+        """Save the state as soon as that is possible; the stream goes on meanwhile."""
+        self._note(f"{exc.message}; snapshots wait until it can be written")
+        delay = _FIRST_RETRY_SECONDS
+        while not self._ended.wait(delay):
+            delay = min(2 * delay, _LONGEST_RETRY_SECONDS)
+            try:
+                self._snapshots.save()
+            except SinkFailed:
+                continue
+            return
 
     def _fail(self, run: str, snapshot_id: str, exc: Error) -> None:
         reason = exc.message if exc.hint is None else f"{exc.message}; {exc.hint}"

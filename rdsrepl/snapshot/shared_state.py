@@ -153,7 +153,11 @@ class SharedState:
         self._changed = threading.Condition()
         self._saving = threading.Lock()
         self._snapshots: tuple[SnapshotState, ...] = ()
-        self._is_loaded = self._must_save = self._is_stopped = False
+        self._is_loaded = self._is_stopped = False
+        # How many changes of the state must be saved before they are confirmed (signals, moved keys), how many are, and
+        # whether a cursor has moved: an older one costs only repeats.
+        self._required = self._saved = 0
+        self._has_progress = False
         #: why there is no state; signals are ignored.
         self.unavailable: str | None = None
         self._run: str | None = None
@@ -233,7 +237,8 @@ class SharedState:
             self._changed.notify_all()
             if self._error is not None:
                 raise self._error
-        self.save()
+        if self._required > self._saved:
+            self._save()
 
     def delivered(self, lsn: int) -> None:
         """Wake the reader if the output has a chunk.
@@ -265,7 +270,7 @@ class SharedState:
             result = transitions.after(self._snapshots, signal, now=datetime.now(UTC), allowed=allowed)
             if not result.is_refused:
                 self._snapshots = without_old(result.snapshots)
-                self._must_save = True
+                self._required += 1
                 if isinstance(signal, Control):
                     self.begin_run()
                 self._changed.notify_all()
@@ -341,7 +346,7 @@ class SharedState:
                         again = (*(key for key in table.read_again if key != new), new)
                         self._set_table(one.request.id, place, replace(table, read_again=again))
                         self._keep(one.request.id, place, new)
-                    self._must_save = True
+                    self._required += 1
 
     def _has_rows(self, snapshot_id: str, place: int, table: TableState) -> bool:
         """Return whether the output has rows of a table, or will have them."""
@@ -381,7 +386,7 @@ class SharedState:
         one = self._get(snapshot_id)
         if one.status is Status.done:
             self._set(replace(one, status=Status.running, ended_at=None))
-        self._must_save = True
+        self._required += 1
 
     # The reader's thread.
 
@@ -503,7 +508,7 @@ class SharedState:
         Raises:
             Error: it could not be saved.
         """
-        if self._must_save:
+        if self._required > self._saved or self._has_progress:
             self._save()
 
     def fail(self, error: Error) -> None:
@@ -537,7 +542,7 @@ class SharedState:
                 marker=chunk.commit_lsn,
             )
             self._set_table(chunk.snapshot_id, chunk.place, after)
-            self._must_save = True
+            self._has_progress = True
 
     def _has(self, snapshot_id: str) -> bool:
         """Return whether a snapshot is known; one that ended long ago is not."""
@@ -558,9 +563,11 @@ class SharedState:
     def _save(self) -> None:
         with self._saving:
             with self._changed:
-                snapshots, self._must_save = self._snapshots, False
+                snapshots, required = self._snapshots, self._required
+                self._has_progress = False
             try:
                 self._store.save(snapshots)
             except BaseException:
-                self._must_save = True
+                self._has_progress = True
                 raise
+            self._saved = required

@@ -340,6 +340,23 @@ def test_requests_that_cannot_be_met_say_why_and_others_go_on(
     assert rows == {"t": 1000, "split_0": 0, "split_1": source.value("SELECT count(*) FROM split_1")}
 
 
+def test_a_state_that_cannot_be_written_stops_the_snapshot_and_not_the_stream(source: Database, tail: Tail) -> None:
+    saved, notes = tail.state.with_name("saved"), tail.state.with_name("notes")
+    with notes.open("ab") as stderr, tail.running(stderr=stderr) as process:
+        signal(source, Request("one", "s", ("public.t",), chunk_rows=50, rows_per_second=500))
+        wait_until(lambda: len(tail.events()) >= 100, "some chunks are written")
+        tail.state.rename(saved)
+        tail.state.mkdir()  # a file cannot replace it
+        source.run("INSERT INTO t VALUES (5000, 1, 'x')")
+        wait_until(lambda: any(event["op"] == "c" for event in tail.events()), "the stream goes on")
+        wait_until(lambda: b"snapshots wait until it can be written" in notes.read_bytes(), "the reader has found out")
+        assert process.poll() is None
+        tail.state.rmdir()
+        saved.rename(tail.state)
+        tail.wait_for("one")
+    assert len({event["key"]["id"] for event in tail.events()}) == 1001
+
+
 def test_pause_resume_cancel_and_a_kill(source: Database, tail: Tail) -> None:
     """A slow snapshot is paused, the process killed, the snapshot resumed and, with another one, completed."""
     slow = Request("slow", "s", ("public.t",), chunk_rows=50, rows_per_second=500)
