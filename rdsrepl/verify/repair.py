@@ -32,8 +32,9 @@ _SHOWN: Final = 100
 _ORDER: Final[Mapping[Effect, int]] = {"drop": 0, "change": 1, "create": 2}
 #: Says so.
 TOO_MANY: Final = (
-    f"not repaired: --repair changes at most {MOST_ROWS:,} rows of a table; copy it again: remove it from the "
-    "publication, TRUNCATE it on the target, add it again, and ALTER SUBSCRIPTION … REFRESH PUBLICATION"
+    f"not repaired: --repair changes at most {counted(MOST_ROWS, 'row', grouped=True)} of a table; copy it again: "
+    "remove it from the publication, TRUNCATE it on the target, add it again, and ALTER SUBSCRIPTION … REFRESH "
+    "PUBLICATION"
 )
 
 
@@ -115,7 +116,7 @@ def _shortened(value: str | None) -> str | None:
     if value is None or len(value) <= _LONG:
         return value
     digest = hashlib.sha256(value.encode()).hexdigest()[:16]
-    return f"{value[:_SHOWN]}… ({len(value):,} characters, SHA-256 {digest}…)"
+    return f"{value[:_SHOWN]}… ({counted(len(value), 'character', grouped=True)}, SHA-256 {digest}…)"
 
 
 def _insert(table: ComparedTable, side: Side, values: Sequence[str | None]) -> Composed:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from rdsrepl.config import Target
-from rdsrepl.errors import Refused, TimedOut
+from rdsrepl.errors import ConnectionLost, Refused, TimedOut
 from rdsrepl.plan import Statement
 from rdsrepl.postgres import connection, versions
 from rdsrepl.postgres.error_mapping import translate
@@ -157,7 +157,12 @@ def _compare(
     try:
         return tables.compare(servers, table, how, progress)
     except psycopg.Error as exc:
-        if exc.sqlstate is None or servers.is_lost():
+        if (lost := servers.lost()) is not None:
+            failure = translate(exc)
+            raise ConnectionLost(
+                f"{lost}: {failure.message}", hint="run the command again; nothing was changed", sqlstate=exc.sqlstate
+            ) from exc
+        if exc.sqlstate is None:
             raise
         # Permissions, a table that was dropped, a lock: the other tables can still be compared.
         failure = translate(exc)

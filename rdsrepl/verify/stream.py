@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 
 # The json format prints values as to_json does with this setting.
 _SETTINGS: Final = {"IntervalStyle": "iso_8601"}
+_START_SECONDS: Final = 10.0
+_POLL_SECONDS: Final = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +83,7 @@ def verify(source: Target, options: StreamOptions, progress: Progress) -> Verifi
         lines = _input(stack, source, options)
         control = stack.enter_context(connection.open(source))
         tables = _tables(control, options)
-        _require_stream(control, options.slot)
+        _require_stream(control, options.slot, min(options.seconds, _START_SECONDS))
         directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="rdsrepl-verify-"))
         folded = FoldedStream(Path(directory) / "rows", in_one_order=options.kinesis is None)
         stack.callback(folded.close)
@@ -167,14 +169,18 @@ def _tables(conn: Connection, options: StreamOptions) -> list[TableStructure]:
     ]
 
 
-def _require_stream(conn: Connection, name: str) -> None:
+def _require_stream(conn: Connection, name: str, seconds: float) -> None:
     """Check that a consumer reads the slot, and that it gets transactions when they commit.
+
+    A consumer that was started just before, or that connects again, has some seconds.
 
     Raises:
         NotFound: no such slot.
         Refused: the slot is not in use, or it sends prepared transactions.
     """
-    slot = slots.get(conn, name)
+    deadline = time.monotonic() + seconds
+    while not (slot := slots.get(conn, name)).active and time.monotonic() < deadline:
+        time.sleep(_POLL_SECONDS)
     if slot.two_phase:
         raise Refused(
             f"slot {name} sends transactions when they are prepared: its output has changes that are not committed",

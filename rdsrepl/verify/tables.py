@@ -48,9 +48,10 @@ class Servers:
     link: Link
     back: Link | None = None
 
-    def is_lost(self) -> bool:
-        """Return whether a connection is closed."""
-        return any(conn.closed for conn in (self.source, self.pair.source, self.pair.target))
+    def lost(self) -> str | None:
+        """Return which connection is closed; None if none is."""
+        places = {"source": self.source, "--read-from": self.pair.source, "target": self.pair.target}
+        return next((name for name, conn in places.items() if conn.closed), None)
 
 
 @dataclass(frozen=True, slots=True)

@@ -169,7 +169,7 @@ def test_wrong_input(source: Database, kinesis: KinesisServer, rdsrepl: Program)
         (("--from", "yesterday"), 2, "--from yesterday"),
         (("--stream", "kinesis:other"), 2, "more than one data stream"),
         (("--to", "x"), 2, "--to cannot be used with --stream"),
-        ((), 4, "is not in use"),
+        (("--proof-timeout", "0s"), 4, "is not in use"),
     ):
         result = _verify(rdsrepl, source, kinesis, *more)
         assert (result.code, text in result.err) == (code, True), result.err

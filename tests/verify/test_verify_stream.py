@@ -132,7 +132,7 @@ def test_wrong_input(source: Database, rdsrepl: Program, tmp_path: Path) -> None
     assert run("--stream", str(out), "--from", "2026-01-01", *_SLOT)[0] == 2
     assert run("--stream", str(out), "--stream", "kinesis:x", *_SLOT)[0] == 2
     assert run("--to", "x", "--from", "2026-01-01")[0] == 2
-    code, text = run("--stream", str(out), *_SLOT)
+    code, text = run("--stream", str(out), *_SLOT, "--proof-timeout", "0s")
     assert (code, "slot g is not in use" in text) == (4, True)
     with _tail(rdsrepl, source, tmp_path / "live"):
         code, text = run("--stream", str(out), *_SLOT)
