@@ -12,9 +12,10 @@ from rdsrepl import config
 from rdsrepl.config import edit
 from rdsrepl.errors import Error, Refused
 from rdsrepl.sandbox import credentials
+from rdsrepl.sandbox.directory import SandboxDirectory
 from rdsrepl.sandbox.servers import processes
 from rdsrepl.sandbox.servers.postgres_server import HOST, READER_HOST
-from rdsrepl.sandbox.state import EndpointState, SandboxDirectory, State
+from rdsrepl.sandbox.state import EndpointState, State
 
 if TYPE_CHECKING:
     from rdsrepl.sandbox.report import Report

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 from rdsrepl.errors import Error
 
 if TYPE_CHECKING:
-    from rdsrepl.sandbox.state import SandboxDirectory
+    from rdsrepl.sandbox.directory import SandboxDirectory
 
 # An access key of AWS is AKIA and 16 of these letters.
 _LETTERS: Final = "ABCDEFGHIJKLMNOPQRSTUVWXYZ234567"

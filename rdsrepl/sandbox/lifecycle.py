@@ -38,12 +38,13 @@ from rdsrepl.sandbox.client_config import (
     write_aws_files,
     write_passfile,
 )
+from rdsrepl.sandbox.directory import SandboxDirectory, directory
 from rdsrepl.sandbox.report import STATUSES_WITHOUT_SERVER, Report, read_records, read_report
 from rdsrepl.sandbox.servers import binaries, processes, rds_roles, socket_dirs
 from rdsrepl.sandbox.servers.binaries import Binaries
 from rdsrepl.sandbox.servers.postgres_server import PostgresServer
 from rdsrepl.sandbox.servers.processes import ProcessIdentity
-from rdsrepl.sandbox.state import ProcessState, SandboxDirectory, ServerState, State, directory
+from rdsrepl.sandbox.state import ProcessState, ServerState, State
 
 _PROCESS_SECONDS: Final = 60.0
 _SERVERS_SECONDS: Final = 60.0

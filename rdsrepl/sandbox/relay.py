@@ -22,10 +22,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
 
+from rdsrepl.sandbox.directory import SandboxDirectory, StateReader
 from rdsrepl.sandbox.replication_grants import GrantedRole, ReplicationGrants
 from rdsrepl.sandbox.servers import processes
 from rdsrepl.sandbox.servers.postgres_server import HOST, PORTS, READER_HOST
-from rdsrepl.sandbox.state import EndpointState, RelayState, SandboxDirectory, ServerState, State, StateReader
+from rdsrepl.sandbox.state import EndpointState, RelayState, ServerState, State
 
 log = logging.getLogger("rdsrepl.sandbox.relay")
 

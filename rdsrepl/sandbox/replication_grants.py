@@ -15,8 +15,9 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
+from rdsrepl.sandbox.directory import SandboxDirectory
 from rdsrepl.sandbox.servers.postgres_server import ADMIN_OPTIONS, SUPERUSER, require_peer
-from rdsrepl.sandbox.state import SandboxDirectory, ServerState
+from rdsrepl.sandbox.state import ServerState
 
 if TYPE_CHECKING:
     import psycopg

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Final, Literal
 
 from rdsrepl.errors import Error
 from rdsrepl.sandbox import server_registry
+from rdsrepl.sandbox.directory import SandboxDirectory
 from rdsrepl.sandbox.servers.postgres_server import HOST
-from rdsrepl.sandbox.state import SandboxDirectory, ServerState, State
+from rdsrepl.sandbox.state import ServerState, State
 
 if TYPE_CHECKING:
     from rdsrepl.sandbox.api.records import Cluster, Records

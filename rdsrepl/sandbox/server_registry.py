@@ -7,9 +7,10 @@ from functools import cache
 from pathlib import Path
 from typing import Final
 
+from rdsrepl.sandbox.directory import SandboxDirectory
 from rdsrepl.sandbox.servers.binaries import Binaries
 from rdsrepl.sandbox.servers.postgres_server import PostgresServer
-from rdsrepl.sandbox.state import SandboxDirectory, ServerState, State
+from rdsrepl.sandbox.state import ServerState, State
 
 _SYNC_DATABASE: Final = "rds.logical_slot_sync_dbname"
 # A unix socket of this port does not exist, so a connection to it fails at once.

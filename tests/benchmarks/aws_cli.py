@@ -12,7 +12,7 @@ from typing import Any
 
 from rdsrepl.sandbox import credentials
 from rdsrepl.sandbox.api import engine_catalog
-from rdsrepl.sandbox.state import SandboxDirectory
+from rdsrepl.sandbox.directory import SandboxDirectory
 from tests.fixtures.sandbox import Cloud
 from tests.fixtures.waiting import wait_until
 from tests.fixtures.walkthrough import blocks, run

@@ -38,7 +38,7 @@ from rdsrepl.sandbox.api.service import Service, dispatch, operation_names
 from rdsrepl.sandbox.api.store import Store
 from rdsrepl.sandbox.api.types import ResourceKind
 from rdsrepl.sandbox.credentials import Credentials
-from rdsrepl.sandbox.state import SandboxDirectory
+from rdsrepl.sandbox.directory import SandboxDirectory
 from tests.fixtures.sandbox import signed
 
 KINDS: tuple[ResourceKind, ...] = get_args(ResourceKind)

@@ -27,11 +27,12 @@ from rdsrepl import config
 from rdsrepl.config import edit
 from rdsrepl.errors import Error, NotFound, Refused
 from rdsrepl.sandbox import lifecycle, relay, server_registry
+from rdsrepl.sandbox.directory import SandboxDirectory, StateReader, directory
 from rdsrepl.sandbox.report import Report
 from rdsrepl.sandbox.servers import binaries, postgres_server, processes
 from rdsrepl.sandbox.servers.binaries import Binaries
 from rdsrepl.sandbox.servers.postgres_server import PostgresServer
-from rdsrepl.sandbox.state import EndpointState, SandboxDirectory, State, StateReader, directory
+from rdsrepl.sandbox.state import EndpointState, State
 
 ALL = sorted([*binaries.installed(), *binaries.from_wheel()], key=lambda found: found.version)
 EACH_VERSION = [pytest.param(found, id=f"pg{found.major}") for found in {b.major: b for b in ALL}.values()]

@@ -30,10 +30,10 @@ from psycopg.errors import InsufficientPrivilege
 from rdsrepl.errors import Error, Refused
 from rdsrepl.sandbox import credentials, lifecycle, server_registry
 from rdsrepl.sandbox.credentials import Credentials
+from rdsrepl.sandbox.directory import SandboxDirectory
 from rdsrepl.sandbox.report import Report
 from rdsrepl.sandbox.servers import processes, rds_roles, socket_dirs
 from rdsrepl.sandbox.servers.postgres_server import PostgresServer
-from rdsrepl.sandbox.state import SandboxDirectory
 from tests.fixtures.postgres import find_binaries
 from tests.fixtures.sandbox import signed
 from tests.sandbox.test_api import Api, start

@@ -26,7 +26,7 @@ from botocore.exceptions import ClientError
 from psycopg import pq
 from psycopg.conninfo import make_conninfo
 
-from rdsrepl.sandbox import credentials, lifecycle, server_registry, state
+from rdsrepl.sandbox import credentials, directory, lifecycle, server_registry, state
 from rdsrepl.sandbox.api import failover
 from rdsrepl.sandbox.api.records import Cluster, Instance, Records
 from rdsrepl.sandbox.api.store import Store
@@ -53,7 +53,7 @@ class Lab:
 
     @cached_property
     def credentials(self) -> Credentials:
-        return credentials.read(state.SandboxDirectory(Path(self.report.directory)))
+        return credentials.read(directory.SandboxDirectory(Path(self.report.directory)))
 
     def client(self, service: str, **more: Any) -> Any:
         session = boto3.Session(
@@ -507,7 +507,7 @@ def test_a_dead_writer_is_not_started_when_a_reader_can_take_over(
             entry.name, "postgres", "16.1", CLASS, "admin", f"db-{entry.name}", "a", "default", "default", ""
         )
         records.put(replace(record, status="available", cluster="books"))
-    home = state.SandboxDirectory(tmp_path)
+    home = directory.SandboxDirectory(tmp_path)
     actions = RecordedActions(state.State("ready", "", (16, 1), "", "", "", "", False, tuple(entries)), running)
     supervisor = Supervisor(SimpleNamespace(actions=actions, records=records, home=home))  # type: ignore[arg-type]
     for entry in reversed(entries):
@@ -660,7 +660,7 @@ def test_a_replica_synchronizes_slots_as_its_group_says_and_keeps_them_when_it_i
 
 def log_standby_snapshot(instance: str) -> bool:
     """Log a snapshot as the superuser of the sandbox; always true."""
-    home = state.SandboxDirectory(Path(os.environ["RDSREPL_SANDBOX_DIR"]))
+    home = directory.SandboxDirectory(Path(os.environ["RDSREPL_SANDBOX_DIR"]))
     now = home.read()
     entry = now.server(instance) if now is not None else None
     assert now is not None and entry is not None
@@ -924,7 +924,7 @@ def test_an_interrupted_failover_is_completed(tmp_path: Path, monkeypatch: pytes
         os.kill(report.api_pid, 9)
         assert processes.wait(lambda: processes.start_time(report.api_pid or 0) is None, 120.0)
         # The state between the promotion and the change of the state file.
-        home = state.directory()
+        home = directory.directory()
         now = home.read()
         assert now is not None
         first, second = now.members("sandbox")

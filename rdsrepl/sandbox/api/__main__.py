@@ -22,8 +22,8 @@ from rdsrepl.sandbox.api.service import Service
 from rdsrepl.sandbox.api.store import Store
 from rdsrepl.sandbox.api.supervisor import Supervisor
 from rdsrepl.sandbox.api.types import REGION
+from rdsrepl.sandbox.directory import SandboxDirectory
 from rdsrepl.sandbox.servers import processes
-from rdsrepl.sandbox.state import SandboxDirectory
 
 log = logging.getLogger("rdsrepl.sandbox.api")
 

@@ -11,7 +11,8 @@ from rdsrepl.sandbox.api.records import Cluster, Instance, Records, new_resource
 from rdsrepl.sandbox.api.server_settings import AttachedGroups, settings
 from rdsrepl.sandbox.api.store import Store
 from rdsrepl.sandbox.api.types import REGION
-from rdsrepl.sandbox.state import EndpointState, SandboxDirectory, ServerState, State
+from rdsrepl.sandbox.directory import SandboxDirectory
+from rdsrepl.sandbox.state import EndpointState, ServerState, State
 
 INSTANCE_CLASS: Final = "db.m5d.large"
 ALLOCATED_GIB: Final = 100

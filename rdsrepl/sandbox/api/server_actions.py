@@ -16,9 +16,10 @@ from rdsrepl.sandbox.api.api_errors import Fault, fault
 from rdsrepl.sandbox.api.parameter_groups import ParameterGroups
 from rdsrepl.sandbox.api.records import Cluster, Instance, Records
 from rdsrepl.sandbox.api.server_settings import AttachedGroups, is_reloadable, settings
+from rdsrepl.sandbox.directory import SandboxDirectory
 from rdsrepl.sandbox.servers import processes, rds_roles
 from rdsrepl.sandbox.servers.postgres_server import PostgresServer
-from rdsrepl.sandbox.state import SandboxDirectory, ServerState, State
+from rdsrepl.sandbox.state import ServerState, State
 
 log = logging.getLogger("rdsrepl.sandbox.api.server_actions")
 

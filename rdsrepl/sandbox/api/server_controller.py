@@ -24,9 +24,10 @@ from rdsrepl.sandbox.api.server_actions import ServerActions
 from rdsrepl.sandbox.api.server_settings import settings
 from rdsrepl.sandbox.api.store import Store
 from rdsrepl.sandbox.api.types import ApplyType, ResourceKind
+from rdsrepl.sandbox.directory import SandboxDirectory
 from rdsrepl.sandbox.servers import rds_roles
 from rdsrepl.sandbox.servers.binaries import Binaries
-from rdsrepl.sandbox.state import EndpointKind, EndpointState, SandboxDirectory, ServerState, State
+from rdsrepl.sandbox.state import EndpointKind, EndpointState, ServerState, State
 
 log = logging.getLogger("rdsrepl.sandbox.api.server_controller")
 
