@@ -38,7 +38,7 @@ def help_(
     words: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[TOPIC]",
+            metavar="TOPIC",
             help="The topic, or a command such as: slot tail.",
             autocompletion=complete_topic,
             show_default=False,

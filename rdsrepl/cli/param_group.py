@@ -268,7 +268,7 @@ def create(
 def set_values(
     ctx: typer.Context,
     name: _Name,
-    pairs: Annotated[list[str], typer.Argument(metavar="K=V...", help="The parameters and their values.")],
+    pairs: Annotated[list[str], typer.Argument(metavar="K=V", help="The parameters and their values.")],
     kind: _Kind = None,
 ) -> None:
     """Set parameters in a group, and read them back.
@@ -289,7 +289,7 @@ def reset(
     ctx: typer.Context,
     name: _Name,
     parameters: Annotated[
-        list[str] | None, typer.Argument(metavar="[PARAMETER]...", help="The parameters; or --all.", show_default=False)
+        list[str] | None, typer.Argument(metavar="PARAMETER", help="The parameters; or --all.", show_default=False)
     ] = None,
     every: Annotated[bool, flag_option("--all", help="Reset all that were set.")] = False,
     kind: _Kind = None,
@@ -366,7 +366,7 @@ def diff(
     other: Annotated[
         str | None,
         typer.Argument(
-            metavar="[OTHER]",
+            metavar="OTHER",
             help="Compare with this group; default: the family's defaults.",
             autocompletion=complete_param_group,
         ),

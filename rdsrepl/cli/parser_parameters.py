@@ -36,6 +36,10 @@ class _Argument(TyperArgument):
         """Return what could be given, in one line."""
         return _choices(self)
 
+    def display_type_rich(self, ctx: Any) -> str | None:
+        """Return the choices for the help page; the name of a Python type, such as ``list[str]``, says nothing."""
+        return super().display_type_rich(ctx) if self.type_descriptor.choices else None
+
 
 def _choices(option: Any) -> str:
     choices = option.type_descriptor.choices or ()

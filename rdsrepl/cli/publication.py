@@ -189,7 +189,7 @@ def check(
     name: Annotated[
         str | None,
         typer.Argument(
-            metavar="[NAME]", help="The publication; default: all publications.", autocompletion=complete_publication,
+            metavar="NAME", help="The publication; default: all publications.", autocompletion=complete_publication,
             show_default=False,
         ),
     ] = None,

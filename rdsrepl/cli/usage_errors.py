@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Final
 
 import typer
 
@@ -14,6 +15,8 @@ from rdsrepl.cli.context import typed_words
 from rdsrepl.errors import UsageError
 from rdsrepl.text.escapes import is_plain
 from rdsrepl.text.suggestions import closest
+
+_EXTRA: Final = re.compile(r"Got unexpected extra arguments?(?:\(s\))? \((.*)\)", re.DOTALL)
 
 
 def unknown_command(ctx: Any, words: Sequence[str], nouns: Mapping[str, Any]) -> UsageError:
@@ -89,7 +92,10 @@ def refused(exc: typer.TyperException) -> UsageError:
     if ctx is not None and parameter is not None and parameter.name == "output":
         words = typed_words(ctx)
         hint = next(filter(None, map(other_tools.output_advice, _values(words, parameter.opts))), hint)
-    return UsageError((exc.format_message() or "Missing command.").rstrip("."), hint=hint)
+    message = (exc.format_message() or "Missing command.").rstrip(".")
+    if extra := _EXTRA.fullmatch(message):
+        message = f"unexpected argument: {extra[1]}"
+    return UsageError(message, hint=hint)
 
 
 def _values(words: Sequence[str], flags: Sequence[str]) -> list[str]:

@@ -196,6 +196,8 @@ def test_an_option_that_a_command_cannot_use_is_refused(rdsrepl: Program) -> Non
         refused = rdsrepl(*words, env={"AWS_REGION": "eu-west-1"})
         assert refused.code == 2, (words, refused)
         assert "does not use" in refused.err or "has no option" in refused.err
+    several = rdsrepl("slot", "drop", "a", "b", "c")
+    assert (several.code, several.err.splitlines()[0]) == (2, "error: unexpected argument: b c")
     environment = {f"RDSREPL_{name}": "x" for name in ("DSN", "CLUSTER", "INSTANCE", "TARGET", "REGION", "DBNAME")}
     assert rdsrepl("config", "path", env=environment).code == 0
     assert rdsrepl("slot", "list", env=environment).code == 2

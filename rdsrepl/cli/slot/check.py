@@ -38,7 +38,7 @@ def check(
     names: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[NAME]...", help="Check only these slots.", autocompletion=complete_any_slot, show_default=False
+            metavar="NAME", help="Check only these slots.", autocompletion=complete_any_slot, show_default=False
         ),
     ] = None,
     warn: Annotated[

@@ -75,7 +75,7 @@ class PairFlags:
 
 Names = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[SLOT]...", help="The slots.", autocompletion=complete_slot, show_default=False),
+    typer.Argument(metavar="SLOT", help="The slots.", autocompletion=complete_slot, show_default=False),
 ]
 
 

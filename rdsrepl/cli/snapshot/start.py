@@ -166,7 +166,7 @@ def start(
     if waits:
         _wait(ctx, target, request, state, is_sent=bool(results))
     elif results:
-        note(ctx, f"next: {command('snapshot list')}{_place(request, state)} --watch")
+        note(ctx, f"next: {_watching(request, state)}")
 
 
 def _replica(ctx: typer.Context, read_from: str | None) -> Target | None:
@@ -217,6 +217,13 @@ def _wait(ctx: typer.Context, target: Target, request: Request, state: str | Non
         again = command("snapshot resume {}", request.id) + _place(request, state)
         raise Error(f"snapshot {request.id} failed: {one.reason}", hint=f"correct that, then resume it: {again}")
     note(ctx, f"snapshot {request.id} is done")
+
+
+def _watching(request: Request, state: str | None) -> str:
+    """Return the command that shows how far the snapshot is."""
+    if state is None:
+        return command("snapshot list --watch")
+    return command("snapshot list --watch --slot {} --state {}", request.slot, state)
 
 
 def _place(request: Request, state: str | None) -> str:

@@ -21,7 +21,7 @@ Id = Annotated[
 ]
 Ids = Annotated[
     list[str],
-    typer.Argument(metavar="ID...", help="The snapshots.", autocompletion=complete_snapshot, show_default=False),
+    typer.Argument(metavar="ID", help="The snapshots.", autocompletion=complete_snapshot, show_default=False),
 ]
 SlotOption = Annotated[
     str | None,
