@@ -273,7 +273,10 @@ def test_a_command_that_does_not_end_is_ended_with_its_children(tmp_path: Path, 
     mark = tmp_path / "pid"
     with pytest.raises(TimedOut, match="it was ended"):
         run_command(
-            command(child(mark, first), 1.5), lambda *given: wait_until(mark.exists, "the child runs"), end_seconds=0.5
+            # So long that the child runs before, also where the machine is busy.
+            command(child(mark, first), 4.0),
+            lambda *given: wait_until(mark.exists, "the child runs"),
+            end_seconds=0.5,
         )
     assert not is_running(mark)
 

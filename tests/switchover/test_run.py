@@ -214,7 +214,7 @@ def test_killed_after_each_step_and_run_again_it_converges(promoted: Place, monk
     steps = planner.planned(servers, planner.Options(fence="true"), ready_now).steps
     promotion = next(n for n, step in enumerate(steps, 1) if step.summary.startswith("promote"))
     for number in range(1, promotion + 1):
-        options = planner.Options(fence="true", timeout_seconds=20, quiet_seconds=0.1)
+        options = planner.Options(fence="true", timeout_seconds=120, quiet_seconds=0.1)
         plan = planner.planned(servers, options, ready_now)
         apply_until_killed(plan, place, number)
         assert place.is_promoted() is (number == promotion), number
