@@ -100,7 +100,7 @@ def start(
         return Plan(f"start snapshot {request.id}", (), unchanged=f"it is {existing.status} already")
     refused = after(known or (), request, now=datetime.now(UTC))
     if refused.is_refused:
-        raise errors.Refused(refused.message, hint="list them: rdsrepl snapshot list")
+        raise errors.Refused(refused.message, hint=f"list them: {_with_state('snapshot list', slot.slot_name, state)}")
     step = _step(conn, slot, request, f"request snapshot {request.id}", _contents(tables))
     title = f"start snapshot {request.id} of {named(request.tables, most=3)}"
     return Plan(title, (step,), tuple(_warnings(slot, request, whole, known)))
@@ -133,13 +133,20 @@ def _contents(tables: Sequence[chunks.ChunkTable]) -> str:
     )
 
 
-def control(conn: Connection, control: Control, *, known: Sequence[SnapshotState] | None = None) -> Plan:
+def control(
+    conn: Connection,
+    control: Control,
+    *,
+    known: Sequence[SnapshotState] | None = None,
+    state: Place = FilePlace(),  # noqa: B008 - frozen
+) -> Plan:
     """Return the plan that pauses, resumes or cancels a snapshot.
 
     Args:
         conn: the slot's database, on the primary.
         control: what to do.
         known: the snapshots of the slot, if their state can be read here.
+        state: where that is.
 
     Raises:
         NotFound, Refused, WrongPlugin, SlotInvalidated, Unsupported, NotPrimary: the slot cannot have a snapshot.
@@ -159,18 +166,27 @@ def control(conn: Connection, control: Control, *, known: Sequence[SnapshotState
             raise errors.NotFound(
                 f"slot {slot.slot_name} has no snapshot {control.id}",
                 hint=did_you_mean(
-                    control.id, [one.request.id for one in known], otherwise="list them: rdsrepl snapshot list"
+                    control.id,
+                    [one.request.id for one in known],
+                    otherwise=f"list them: {_with_state('snapshot list', slot.slot_name, state)}",
                 ),
             )
         warnings.append(f"the state has no snapshot {control.id}: its request may not have been read yet")
     elif (result := after(known, control, now=datetime.now(UTC))).is_refused:
-        return _refused(control, title, known, result.message)
+        return _refused(control, title, known, state, result.message)
     elif control.verb is Verb.resume:
         warnings += _permission_warnings(next(one.request for one in known if one.request.id == control.id))
     return Plan(title, (_step(conn, slot, control, title),), tuple(warnings))
 
 
-def _refused(control: Control, title: str, known: Sequence[SnapshotState], message: str) -> Plan:
+def _with_state(words: str, slot_name: str, state: Place, *values: str) -> str:
+    """Return a command that finds the state where this one found it."""
+    if state == FilePlace():
+        return command(words, *values)
+    return command(f"{words} --slot {{}} --state {{}}", *values, slot_name, str(state))
+
+
+def _refused(control: Control, title: str, known: Sequence[SnapshotState], state: Place, message: str) -> Plan:
     """Return an empty plan if the snapshot is already as wanted.
 
     Raises:
@@ -180,7 +196,7 @@ def _refused(control: Control, title: str, known: Sequence[SnapshotState], messa
     wanted = {Verb.pause: ("paused",), Verb.resume: ("running", "requested"), Verb.cancel: ("cancelled",)}
     if status in wanted[control.verb]:
         return Plan(title, (), unchanged=f"it is {status} already")
-    raise errors.Refused(message, hint=f"see it: {command('snapshot show {}', control.id)}")
+    raise errors.Refused(message, hint=f"see it: {_with_state('snapshot show {}', control.slot, state, control.id)}")
 
 
 def _require_slot(conn: Connection, name: str) -> Slot:

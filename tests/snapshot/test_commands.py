@@ -273,6 +273,7 @@ def test_verbs_name_what_they_cannot_do(place: Place) -> None:
     ):
         result = place(verb, name, *where, "--yes")
         assert (result.code, text in result.err + result.out) == (code, True), (verb, name, result)
+        assert code == 0 or f"snapshot show {name} {' '.join(where)}\n" in result.err, "with the place of the state"
     assert place.sent() == []
 
     assert place("pause", "a1", *where, "--yes").code == 0

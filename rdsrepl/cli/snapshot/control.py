@@ -12,6 +12,7 @@ from rdsrepl.cli.snapshot.states import Ids, SlotOption, StateOption, found, kno
 from rdsrepl.cli.targets import database_target
 from rdsrepl.plan import Plan
 from rdsrepl.snapshot.requests import Control, Verb
+from rdsrepl.snapshot.state import parse_place
 
 
 def _control(ctx: typer.Context, verb: Verb, ids: Sequence[str], slot: str | None, state: str | None) -> None:
@@ -22,7 +23,10 @@ def _control(ctx: typer.Context, verb: Verb, ids: Sequence[str], slot: str | Non
     with connection.open(target) as conn:
         known = known_snapshots(conn, slot, state)
         places = {one: found(known, one, slot) for one in dict.fromkeys(ids)}
-        each = [plans.control(conn, Control(verb, one, name), known=states) for one, (name, states) in places.items()]
+        each = [
+            plans.control(conn, Control(verb, one, name), known=states, state=parse_place(state))
+            for one, (name, states) in places.items()
+        ]
     confirm_and_apply(ctx, each[0] if len(each) == 1 else _together(verb, each), target=target)
 
 
