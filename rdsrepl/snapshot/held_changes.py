@@ -175,3 +175,25 @@ class _HoldingWriter:
     def delete(self, old: Values, whole: bool, lsn: str, tx: Transaction, seq: int) -> str:
         self._held.keep(tx, "delete", self._number, (old, whole))
         return "" if self._held.is_withheld else self._inner.delete(old, whole, lsn, tx, seq)
+
+
+class LaterWriter:
+    """Leaves out changes that the output has under another identity, if the server sends them again."""
+
+    __slots__ = ("_inner", "_is_written")
+
+    def __init__(self, inner: RowWriter, is_written: Callable[[Transaction], bool]) -> None:
+        """Wrap INNER; IS_WRITTEN returns whether the output has the changes of a transaction."""
+        self._inner, self._is_written = inner, is_written
+
+    def insert(self, new: Values, lsn: str, tx: Transaction, seq: int) -> str:
+        """Write an INSERT, if the output does not have it."""
+        return "" if self._is_written(tx) else self._inner.insert(new, lsn, tx, seq)
+
+    def update(self, new: Values, old: Values | None, whole: bool, lsn: str, tx: Transaction, seq: int) -> str:
+        """Write an UPDATE, if the output does not have it."""
+        return "" if self._is_written(tx) else self._inner.update(new, old, whole, lsn, tx, seq)
+
+    def delete(self, old: Values, whole: bool, lsn: str, tx: Transaction, seq: int) -> str:
+        """Write a DELETE, if the output does not have it."""
+        return "" if self._is_written(tx) else self._inner.delete(old, whole, lsn, tx, seq)

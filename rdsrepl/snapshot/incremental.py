@@ -16,6 +16,7 @@ from typing import Final
 from rdsrepl.lsn import Lsn
 from rdsrepl.postgres.table_structures import TableName
 from rdsrepl.snapshot import requests
+from rdsrepl.snapshot.held_changes import LaterWriter
 from rdsrepl.snapshot.recorded_changes import ColumnsChanged, Key, RecordedChanges
 from rdsrepl.snapshot.recording import RecordingWriter, server_text
 from rdsrepl.snapshot.requests import Request
@@ -86,6 +87,9 @@ class IncrementalSnapshots:
         self._changes = RecordedChanges()
         self._tx: Transaction | None = None
         self._records_tx = True
+        # Tables without a key whose changes before a position the output has.
+        self._written_before: dict[TableName, int] = {}
+        self._is_past = False
         self._noted: set[str] = set()
 
     def batch_begins(self) -> bool:
@@ -97,7 +101,8 @@ class IncrementalSnapshots:
             self._tx = None
         if before.held is not None and recording.held is not before.held:
             before.held.close()
-        return recording is not before or unfinished != watched
+        is_past, self._is_past = self._is_past, False
+        return recording is not before or unfinished != watched or is_past
 
     def batch_ends(self) -> None:
         """Save signals and moved keys, and discard what was recorded if it is too much; see ``StreamHook``."""
@@ -112,6 +117,8 @@ class IncrementalSnapshots:
         """Wrap the writer of a table that is recorded; see ``StreamHook``."""
         name = relation.schema, relation.table
         held = self._recording.held
+        if name in self._written_before:
+            writer = LaterWriter(writer, lambda tx: self._is_written(name, tx))
         if held is not None and held.name == name:
             return held.writer(relation, writer)
         is_recorded = name in self._recording.tables
@@ -124,6 +131,8 @@ class IncrementalSnapshots:
     def truncate(self, relation: Relation, cascade: bool, restart_identity: bool, tx: Transaction) -> bool:
         """Record a TRUNCATE; see ``StreamHook``."""
         name, held = (relation.schema, relation.table), self._recording.held
+        if self._is_written(name, tx):
+            return True
         if held is not None and held.name == name:
             return held.truncate(relation, cascade, restart_identity, tx)
         if name in self._recording.tables and self._is_needed(tx):
@@ -144,7 +153,7 @@ class IncrementalSnapshots:
         Raises:
             Error: the state cannot be loaded.
         """
-        self.shared.connected(timelines)
+        self._written_before = self.shared.connected(timelines)
 
     def delivered(self, lsn: int) -> None:
         """Wake the reader if the output has a chunk; see ``StreamHook``.
@@ -158,6 +167,16 @@ class IncrementalSnapshots:
         """Forget the changes that are withheld; the stream has ended."""
         if self._recording.held is not None:
             self._recording.held.close()
+
+    def _is_written(self, name: TableName, tx: Transaction) -> bool:
+        """Return whether a transaction comes again whose changes of a table the output has."""
+        before = self._written_before.get(name, 0)
+        if Lsn.parse(tx.commit_lsn) < before:
+            return True
+        if before:
+            del self._written_before[name]
+            self._is_past = True
+        return False
 
     def _is_needed(self, tx: Transaction) -> bool:
         """Return whether a transaction must be recorded: no chunk's snapshot is known that sees it."""

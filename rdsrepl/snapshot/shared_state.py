@@ -180,8 +180,12 @@ class SharedState:
 
     # The stream's thread.
 
-    def connected(self, timelines: Timelines) -> None:
+    def connected(self, timelines: Timelines) -> dict[TableName, int]:
         """Begin a new run: the server sends again what was not delivered.
+
+        Returns:
+            The tables without a key that the output has, and the position of the last marker of each: the output has
+            the changes before it, some of them under the identity of a marker.
 
         Raises:
             Error: the state cannot be loaded.
@@ -196,6 +200,13 @@ class SharedState:
             self._flushed_lsn = 0
             self._is_decoding = False
             self.begin_run()
+            written = [
+                (table.marker, name)
+                for one in self._snapshots
+                for name, table in zip(one.request.table_names, one.tables, strict=True)
+                if table.is_done and table.method is Method.slot
+            ]
+            return {name: marker for marker, name in sorted(written)}
 
     def _load(self) -> None:
         try:
