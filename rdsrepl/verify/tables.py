@@ -170,8 +170,7 @@ class _Comparison:
         self._progress("comparing", f"{self._table.sql_name}: {counted(rows, 'row', grouped=True)}{of}")
 
     def _proved(self, left: int) -> None:
-        what = "row that may differ" if left == 1 else "rows that may differ"
-        self._progress("reading again", f"{self._table.sql_name}: {left:,} {what}")
+        self._progress("reading again", f"{self._table.sql_name}: {counted(left, 'row', grouped=True)}")
 
     def _differing_columns(self, keys: Sequence[Key]) -> Mapping[Key, tuple[str, ...]]:
         """Return, for keys that both sides have, the columns whose values differ now."""

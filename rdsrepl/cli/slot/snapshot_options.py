@@ -114,7 +114,7 @@ class Creation:
             progress.clear()
         note(
             ctx,
-            f"snapshot of {counted(copied.tables, 'table')}: {counted(copied.rows, 'row')}; "
+            f"snapshot of {counted(copied.tables, 'table')}: {counted(copied.rows, 'row', grouped=True)}; "
             f"slot {options.slot_name} begins at {copied.position}",
         )
         if copied.failure is not None:
@@ -130,7 +130,7 @@ def _state(now: initial_copy.Progress) -> str:
     rate = f", {now.rows / now.seconds:,.0f} rows/s" if now.seconds else ""
     left = now.seconds * (now.all_ranges - now.ranges) / now.ranges if now.ranges else None
     rest = f", about {format_duration(left)} left" if left is not None else ""
-    return f"{now.table}: {counted(now.rows, 'row')}{rate}, {now.ranges} of {now.all_ranges} ranges{rest}"
+    return f"{now.table}: {counted(now.rows, 'row', grouped=True)}{rate}, {now.ranges} of {now.all_ranges} ranges{rest}"
 
 
 def _require_empty(options: TailOptions) -> None:
