@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from rdsrepl.errors import BadState, Denied, Error, InUse, NotFound, NotPrimary, SinkFailed, TimedOut, Unreachable
 from rdsrepl.snapshot import chunks
-from rdsrepl.snapshot.chunks import Stopped
+from rdsrepl.snapshot.copied_lines import Stopped
 from rdsrepl.snapshot.pacing import StandbyLimit
 from rdsrepl.snapshot.read_session import ReadSession, Stream
 from rdsrepl.snapshot.shared_state import Restarted, SharedState

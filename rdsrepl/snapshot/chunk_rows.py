@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rdsrepl.lsn import Lsn
-from rdsrepl.snapshot.chunks import ChunkTable
+from rdsrepl.snapshot.chunk_table import ChunkTable
 from rdsrepl.snapshot.recorded_changes import Applied, Key, RecordedChanges, Row
 from rdsrepl.tail.formats.base import Format, FormatInParts, TextMarkingWriter, WriterInParts
 from rdsrepl.tail.formats.copy_lines import BlockFields, CopyLines

@@ -13,7 +13,7 @@ from rdsrepl.postgres import relations, row_filters, server_identity, slots, tab
 from rdsrepl.postgres.connection import server_version
 from rdsrepl.postgres.error_mapping import PRIMARY_REMEDY
 from rdsrepl.postgres.table_structures import TableName
-from rdsrepl.snapshot import chunks, requests
+from rdsrepl.snapshot import chunk_table, chunks, requests
 from rdsrepl.snapshot.requests import Control, Method, Request, Signal, Verb, table_text
 from rdsrepl.snapshot.state import FilePlace, Place, SnapshotState
 from rdsrepl.snapshot.transitions import after
@@ -81,9 +81,9 @@ def start(
             "no table is published", hint="publish one: rdsrepl publication create NAME --table TABLE"
         )
     request = replace(request, tables=tuple(dict.fromkeys(table_text(*name) for name in names)))
-    parts = {name: chunks.expanded(conn, name, sent) for name in names}
+    parts = {name: chunk_table.expanded(conn, name, sent) for name in names}
     every = dict.fromkeys(part for of_name in parts.values() for part in of_name)
-    tables = [chunks.describe(conn, name, sent, request.method) for name in every]
+    tables = [chunk_table.describe(conn, name, sent, request.method) for name in every]
     whole = [table_text(*table.name) for table in tables if not table.key]
     if whole and request.read_from is not None:
         raise errors.BadValue(
@@ -121,7 +121,7 @@ def _all_tables(conn: Connection, publications: Sequence[str], state: Place) -> 
     return sorted(name for name in table_structures.published(conn, publications) if name not in state.tables)
 
 
-def _contents(tables: Sequence[chunks.ChunkTable]) -> str:
+def _contents(tables: Sequence[chunk_table.ChunkTable]) -> str:
     """Return what a snapshot reads, in words."""
     return named(
         [
@@ -261,7 +261,7 @@ def _table_name(conn: Connection, text: str) -> tuple[str, str]:
     return found.schema, found.name
 
 
-def _require_condition(conn: Connection, table: chunks.ChunkTable, where: str) -> None:
+def _require_condition(conn: Connection, table: chunk_table.ChunkTable, where: str) -> None:
     """Let the server parse a condition, without running it or code of other roles.
 
     Raises:

@@ -18,9 +18,9 @@ from rdsrepl.errors import MalformedMessage, Refused
 from rdsrepl.postgres import connection, standby_lag
 from rdsrepl.postgres.error_mapping import translating
 from rdsrepl.postgres.table_structures import TableName
-from rdsrepl.snapshot import chunks, pacing, row_source, table_copy
+from rdsrepl.snapshot import chunk_table, chunks, copied_lines, pacing, row_source, table_copy
 from rdsrepl.snapshot.chunk_rows import ChunkRows, RowFormat
-from rdsrepl.snapshot.chunks import Altered, ChunkTable, Cursor
+from rdsrepl.snapshot.chunk_table import Altered, ChunkTable, Cursor
 from rdsrepl.snapshot.incremental import MARKER_PREFIX
 from rdsrepl.snapshot.requests import Method, Request, table_text
 from rdsrepl.snapshot.shared_state import Chunk, Restarted, SharedState, TableBlock
@@ -143,7 +143,7 @@ class ReadSession:
         """
         request = state.request
         for name in request.table_names if request.where is not None else ():
-            table = chunks.describe(self._rows.conn, name, self._stream.checked.publications, request.method)
+            table = chunk_table.describe(self._rows.conn, name, self._stream.checked.publications, request.method)
             self._rows.require_condition(table, request.where or "")
 
     def _changed(self, change: Callable[[SnapshotState], SnapshotState]) -> SnapshotState:
@@ -178,7 +178,7 @@ class ReadSession:
         names = list(dict.fromkeys(part for name in one.request.table_names for part in self._parts(name)))
         methods = {}
         for name in names:
-            table = chunks.describe(self._primary, name, stream.checked.publications, one.request.method)
+            table = chunk_table.describe(self._primary, name, stream.checked.publications, one.request.method)
             methods[table_text(*name)] = Method.chunks if table.key else Method.slot
         if Method.slot in methods.values():
             self._require_whole(one.request)
@@ -192,7 +192,7 @@ class ReadSession:
             Refused: it is not in the stream.
         """
         stream = self._stream
-        parts = chunks.expanded(self._primary, name, stream.checked.publications)
+        parts = chunk_table.expanded(self._primary, name, stream.checked.publications)
         found = [part for part in parts if stream.wants(*part)]
         if not found:
             raise Refused(
@@ -328,9 +328,9 @@ class ReadSession:
             conn.execute(chunks.lock_statement(table))
             row = conn.execute(_CURRENT_SNAPSHOT).fetchone()
             assert row is not None
-            if not chunks.is_unchanged(conn, table):
+            if not chunk_table.is_unchanged(conn, table):
                 raise Altered
-            copied = chunks.copied(conn, statement, self._is_over)
+            copied = copied_lines.copied(conn, statement, self._is_over)
             with closing(copied):
                 for line in copied:
                     lines.append(line)
@@ -374,7 +374,7 @@ class ReadSession:
     def _row_format(self, name: tuple[str, str], method: Method = Method.chunks) -> RowFormat:
         stream = self._stream
         with self._rows.conn.transaction():
-            table = chunks.describe(self._rows.conn, name, stream.checked.publications, method)
+            table = chunk_table.describe(self._rows.conn, name, stream.checked.publications, method)
         for oid, schema, type_name in table.types:
             stream.catalog.type_named(oid, schema, type_name)
         stream.catalog.batch_received()

@@ -17,7 +17,7 @@ from rdsrepl.snapshot.waiting import WaitReport
 if TYPE_CHECKING:
     from rdsrepl.config import Target
     from rdsrepl.postgres.connection import Connection
-    from rdsrepl.snapshot.chunks import ChunkTable
+    from rdsrepl.snapshot.chunk_table import ChunkTable
 
 _REPLAYED: Final = "SELECT pg_catalog.pg_is_in_recovery(), pg_catalog.pg_last_wal_replay_lsn()"
 # Only flushed WAL is decoded and sent to standbys. The insert position can be behind the header of a page that has no

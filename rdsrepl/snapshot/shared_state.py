@@ -19,7 +19,7 @@ from rdsrepl.lsn import Lsn
 from rdsrepl.postgres.table_structures import TableName
 from rdsrepl.snapshot import transitions
 from rdsrepl.snapshot.chunk_rows import ChunkRows
-from rdsrepl.snapshot.chunks import ChunkTable, Cursor
+from rdsrepl.snapshot.chunk_table import ChunkTable, Cursor
 from rdsrepl.snapshot.held_changes import HeldChanges
 from rdsrepl.snapshot.requests import Control, Method, Signal
 from rdsrepl.snapshot.state import SnapshotState, Status, Store, TableState, without_old

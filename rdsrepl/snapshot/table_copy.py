@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from rdsrepl.postgres import connection
-from rdsrepl.snapshot import chunks
-from rdsrepl.snapshot.chunks import Altered, ChunkTable
+from rdsrepl.snapshot import chunk_table, chunks, copied_lines
+from rdsrepl.snapshot.chunk_table import Altered, ChunkTable
 from rdsrepl.snapshot.exported_snapshot import exported
 from rdsrepl.snapshot.held_changes import HeldChanges
 
@@ -92,14 +92,14 @@ def read(
         record(held)
         with exported(target, checked, _TIMEOUT_SECONDS) as source:
             rows.execute(source.take_over_statement())
-            if not chunks.is_unchanged(rows, table):
+            if not chunk_table.is_unchanged(rows, table):
                 raise Altered
         held.since = source.position
         rows.execute(_BY_PAGES)
         row = rows.execute(_NEXT_XID).fetchone()
         assert row is not None
         xid = int(row[0])
-        copied = chunks.copied(rows, chunks.whole_statement(table, where), is_stopped)
+        copied = copied_lines.copied(rows, chunks.whole_statement(table, where), is_stopped)
         with closing(copied):
             for line in copied:
                 lines.append(line)

@@ -434,7 +434,7 @@ def _statements_about_two_servers(conn: Any, name: str) -> None:
         subscriptions,
         table_structures,
     )
-    from rdsrepl.snapshot import chunks, tables
+    from rdsrepl.snapshot import chunk_table, chunks, tables
     from rdsrepl.verify import stream_rows
 
     here, slot = wal.get(conn), slots.get(conn, name)
@@ -450,7 +450,7 @@ def _statements_about_two_servers(conn: Any, name: str) -> None:
         done_if = slot_alter_plans.alter(conn, slot, failover=True, server=here, target=Target("x")).steps[0].done_if
         conn.execute(done_if)
     with conn.transaction():
-        for check in chunks.condition_checks(chunks.describe(conn, ("public", "orders"), ["shop"]), "n > 3"):
+        for check in chunks.condition_checks(chunk_table.describe(conn, ("public", "orders"), ["shop"]), "n > 3"):
             conn.execute(check)
         commit_visibility.wait_until_visible(conn, lambda: True)
         found = tables.ls(conn, ["shop"], lambda *name: name == ("public", "orders"))

@@ -8,7 +8,7 @@ import pytest
 
 from rdsrepl.config import Target
 from rdsrepl.snapshot.chunk_rows import ChunkRows, RowFormat
-from rdsrepl.snapshot.chunks import ChunkTable, KeyColumn
+from rdsrepl.snapshot.chunk_table import ChunkTable, KeyColumn
 from rdsrepl.snapshot.recorded_changes import ColumnsChanged, RecordedChanges
 from rdsrepl.tail.formats.base import Format
 from rdsrepl.tail.formats.debezium import DebeziumFormat

@@ -18,7 +18,7 @@ from rdsrepl.config import Target
 from rdsrepl.lsn import Lsn
 from rdsrepl.snapshot import held_changes, incremental
 from rdsrepl.snapshot.chunk_rows import ChunkRows, RowFormat
-from rdsrepl.snapshot.chunks import ChunkTable
+from rdsrepl.snapshot.chunk_table import ChunkTable
 from rdsrepl.snapshot.held_changes import HeldChanges
 from rdsrepl.snapshot.incremental import MARKER_PREFIX, IncrementalSnapshots
 from rdsrepl.snapshot.requests import PREFIX, Method, Request, encode

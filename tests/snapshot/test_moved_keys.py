@@ -17,7 +17,7 @@ import pytest
 from rdsrepl.config import Target
 from rdsrepl.snapshot import requests, shared_state, transitions
 from rdsrepl.snapshot.chunk_rows import ChunkRows, RowFormat
-from rdsrepl.snapshot.chunks import ChunkTable, KeyColumn
+from rdsrepl.snapshot.chunk_table import ChunkTable, KeyColumn
 from rdsrepl.snapshot.incremental import MARKER_PREFIX, IncrementalSnapshots
 from rdsrepl.snapshot.requests import Control, Request, Verb, encode
 from rdsrepl.snapshot.shared_state import Chunk

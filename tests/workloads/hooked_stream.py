@@ -20,7 +20,7 @@ from rdsrepl.config import Target
 from rdsrepl.lsn import Lsn
 from rdsrepl.snapshot import incremental, requests, shared_state
 from rdsrepl.snapshot.chunk_rows import ChunkRows, RowFormat
-from rdsrepl.snapshot.chunks import ChunkTable, KeyColumn
+from rdsrepl.snapshot.chunk_table import ChunkTable, KeyColumn
 from rdsrepl.snapshot.incremental import MARKER_PREFIX, IncrementalSnapshots
 from rdsrepl.snapshot.recorded_changes import Key, Row
 from rdsrepl.snapshot.requests import Control, Request, Verb, encode
