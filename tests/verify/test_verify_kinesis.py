@@ -53,7 +53,8 @@ def test_all_shards_are_read_while_the_stream_is_written_and_resharded(
     def write() -> None:
         with closing(source.connect()) as conn:
             for number in range(1_000_000):
-                if stop.is_set():
+                # All shards get records all the time; what is read does not grow with the speed of the machine.
+                if stop.wait(0.01):
                     return
                 conn.execute("UPDATE t SET n = %s WHERE id = %s", (number, number % 150 + 1))
                 conn.execute("UPDATE t SET id = -id WHERE abs(id) = %s", (number % 40 + 200,))
