@@ -9,7 +9,7 @@ WAL and dead rows for a snapshot.
 
 from __future__ import annotations
 
-import os
+import secrets
 import tempfile
 import time
 from collections.abc import Iterator
@@ -205,7 +205,8 @@ def _snapshot(source: Target, conn: Connection, seconds: float) -> Iterator[Posi
 
     has_lists = connection.server_version(conn) >= versions.REPLICATION_OPTION_LISTS_SINCE
     create = sql.SQL("CREATE_REPLICATION_SLOT {} TEMPORARY LOGICAL pgoutput {}").format(
-        sql.Identifier(f"rdsrepl_verify_{os.getpid()}"),
+        # Not by the process ID: processes of several containers can have the same one.
+        sql.Identifier(f"rdsrepl_verify_{secrets.token_hex(8)}"),
         sql.SQL("(SNAPSHOT 'export')" if has_lists else "EXPORT_SNAPSHOT"),
     )
     limited = replace(source, answer_seconds=seconds)
