@@ -65,7 +65,7 @@ class Simulation:
     def __init__(self, rng: random.Random) -> None:
         self.rng = rng
         self.wal: list[Commit] = []
-        self.rows: Counter[int] = Counter({n % 5: 3 for n in range(12)})
+        self.rows: Counter[int] = Counter({n % 5: 6 for n in range(12)})
         self.lines: list[dict[str, Any]] = []
         self.next = self.confirmed = 0
         self.restarts = 0
@@ -164,7 +164,7 @@ class Simulation:
         number, is_first = 0, True
         while not held.is_over:
             yield
-            copied, rows = rows[:4], rows[4:]
+            copied, rows = rows[:1], rows[1:]
             number += 1
             block = TableBlock(
                 "one", 0, number, ChunkRows.of(fmt, [b"%d\n" % n for n in copied]), 1, held, is_first, not rows
@@ -231,14 +231,14 @@ def test_the_rows_then_the_changes_since(monkeypatch: pytest.MonkeyPatch, most_b
     monkeypatch.setattr(held_changes, "_MOST_BYTES", most_bytes)
     monkeypatch.setattr(incremental, "_MOST_RELEASED_BYTES", 200)
     withheld = 0
-    for seed in range(40):
+    for seed in range(20):
         one = run(seed)
         assert one.is_done(), seed
         assert consumer(one.lines) == one.rows, seed
         places = [(int(Lsn.parse(line["commit_lsn"])), line["seq"]) for line in one.lines]
         assert one.restarts or places == sorted(set(places)), seed
-        withheld += sum("snapshot" in line and line["op"] != "r" for line in one.lines)
-    assert withheld > 80, "hardly a change came while rows were written"
+        withheld += sum("snapshot" in line and line["op"] in "cud" for line in one.lines)
+    assert withheld > 60, "hardly a change came while rows were written"
 
 
 @pytest.mark.parametrize("what", ["forgets nothing", "withholds nothing"])
