@@ -26,7 +26,7 @@ from rdsrepl.retention.thresholds import Severity, Thresholds
 from rdsrepl.state import slot_history
 from rdsrepl.state.slot_history import Observation, SlotObservation
 from tests.fixtures.builders import NOW, slot, wal
-from tests.retention.test_prune import start
+from tests.fixtures.lone_server import start
 
 GIB = 1 << 30
 END = wal().lsn

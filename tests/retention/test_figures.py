@@ -17,8 +17,8 @@ from rdsrepl.retention.thresholds import Severity
 from rdsrepl.sandbox.servers.postgres_server import PostgresServer
 from tests.fixtures.builders import slot
 from tests.fixtures.builders import wal as a_wal
+from tests.fixtures.lone_server import Place, start
 from tests.fixtures.program import Program
-from tests.retention.test_prune import Place, start
 
 GIB = 1 << 30
 

@@ -22,16 +22,8 @@ from rdsrepl.errors import BadValue
 from rdsrepl.retention import thresholds
 from rdsrepl.sandbox.servers.postgres_server import PostgresServer
 from tests import ROOT
+from tests.fixtures.lone_server import Place
 from tests.fixtures.program import Program
-from tests.retention.test_prune import Place, start
-
-
-@pytest.fixture(scope="module", params=[15, 18], ids=["pg15", "pg18"])
-def shared_server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[PostgresServer]:
-    made = start(tmp_path_factory.mktemp("lag") / "pg", request.param)
-    yield made
-    made.stop("immediate")
-    made.remove()
 
 
 @pytest.fixture

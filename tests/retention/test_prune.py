@@ -32,99 +32,11 @@ from rdsrepl.retention import prune_rules
 from rdsrepl.sandbox.servers.postgres_server import PostgresServer
 from rdsrepl.state import audit
 from tests.fixtures.builders import slot
+from tests.fixtures.lone_server import Place, attached, is_new, silent, start, wait_until_idle
 from tests.fixtures.postgres import Database, find_binaries
 from tests.fixtures.program import Program
 from tests.fixtures.terminal import Terminal
 from tests.fixtures.waiting import wait_until
-
-
-class Place:
-    """A server that only one test uses at a time, and the program on it: no other test has slots on it."""
-
-    def __init__(self, server: PostgresServer, rdsrepl: Program) -> None:
-        self.server = server
-        self.dsn = server.dsn()
-        self.rdsrepl = rdsrepl
-
-    @property
-    def target(self) -> Target:
-        return Target("test", self.dsn)
-
-    def run(self, *statements: str) -> list[Any]:
-        with closing(psycopg.connect(self.dsn, autocommit=True)) as conn:
-            rows: list[Any] = []
-            for statement in statements:
-                cursor = conn.execute(statement)  # type: ignore[arg-type]
-                rows = cursor.fetchall() if cursor.description else []
-            return rows
-
-    def make(self, *names: str, plugin: str = "pgoutput") -> None:
-        self.run(*(f"SELECT pg_create_logical_replication_slot('{name}', '{plugin}')" for name in names))
-
-    def names(self) -> set[str]:
-        return {row[0] for row in self.run("SELECT slot_name FROM pg_replication_slots")}
-
-    def drop_slots(self) -> None:
-        """Drop all slots; one stays in use for a moment after its consumer has disconnected."""
-        active = "SELECT 1 FROM pg_replication_slots WHERE active"
-        wait_until(lambda: not self.run(active), "no slot is in use")
-        self.run("SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots")
-
-    def prune(self, *words: str, **more: Any) -> Any:
-        return self.rdsrepl("slot", "prune", *words, dsn=self.dsn, **more)
-
-    def audit(self) -> list[Any]:
-        return [json.loads(line) for line in (self.rdsrepl.home / "state/rdsrepl/audit.jsonl").read_text().splitlines()]
-
-
-def start(directory: Path, version: int, **settings: str) -> PostgresServer:
-    programs = find_binaries(version)
-    assert programs is not None
-    made = PostgresServer(
-        directory,
-        programs,
-        settings={
-            "wal_level": "logical",
-            "max_replication_slots": "210",
-            "max_wal_senders": "10",
-            "wal_sender_timeout": "30s",
-            "autovacuum": "off",
-            **settings,
-        },
-    )
-    made.initdb()
-    made.start()
-    return made
-
-
-@pytest.fixture(scope="module", params=[15, 18], ids=["pg15", "pg18"])
-def shared_server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[PostgresServer]:
-    made = start(tmp_path_factory.mktemp("prune") / "pg", request.param)
-    yield made
-    made.stop("immediate")
-    made.remove()
-
-
-@pytest.fixture
-def place(shared_server: PostgresServer, rdsrepl: Program, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
-    """A server without slots, with a minimum idle time of 0 s."""
-    monkeypatch.setattr(prune_rules, "MIN_IDLE_SECONDS", 0.0)
-    monkeypatch.setenv("RDSREPL_STATE_DIR", str(rdsrepl.home / "state" / "rdsrepl"))
-    made = Place(shared_server, rdsrepl)
-    yield made
-    made.drop_slots()
-
-
-def is_new(place: Place) -> bool:
-    return place.server.binaries.major >= 17
-
-
-def wait_until_idle(place: Place) -> tuple[str, ...]:
-    """Wait until the slots are idle for 200 ms; return the options that require this and, before 17, prove it."""
-    if not is_new(place):
-        return ("--inactive-for", "200ms", "--observe", "200ms")
-    time.sleep(0.25)
-    return ("--inactive-for", "200ms")
 
 
 def test_idle_slots_are_dropped_and_audited(place: Place) -> None:
@@ -495,30 +407,9 @@ def test_a_partially_written_intent_is_removed(tmp_path: Path) -> None:
 # Races: between the plan and the drop.
 
 
-def silent(**_: Any) -> dict[str, Any]:
-    return {"done": lambda outcome: None, "waiting": lambda step, seconds, states: None}
-
-
 def consume(place: Place, name: str) -> None:
     place.run(f"SELECT count(*) FROM pg_logical_slot_get_binary_changes('{name}', NULL, NULL, 'proto_version', '1', "
               "'publication_names', 'none')")  # fmt: skip
-
-
-@contextmanager
-def attached(place: Place, name: str) -> Iterator[None]:
-    """Use a slot as a consumer does."""
-    info = psycopg.conninfo.conninfo_to_dict(place.dsn, replication="database")
-    held = psycopg.pq.PGconn.connect(psycopg.conninfo.make_conninfo("", **info).encode())
-    try:
-        held.send_query(
-            f"START_REPLICATION SLOT {name} LOGICAL 0/0 (proto_version '1', publication_names 'none')".encode()
-        )
-        deadline = time.monotonic() + 120
-        while not place.run(f"SELECT active FROM pg_replication_slots WHERE slot_name = '{name}'")[0][0]:
-            assert time.monotonic() < deadline
-        yield
-    finally:
-        held.finish()
 
 
 def test_a_slot_that_is_used_between_plan_and_drop_is_never_dropped(place: Place) -> None:

@@ -7,7 +7,7 @@ import os
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -30,26 +30,9 @@ from rdsrepl.state import audit, slot_history
 from rdsrepl.state.slot_history import Observation, SlotObservation
 from tests.fixtures.builders import NOW, slot
 from tests.fixtures.builders import wal as a_wal
+from tests.fixtures.lone_server import Place, attached, is_new, silent, start, wait_until_idle
 from tests.fixtures.postgres import find_binaries
 from tests.fixtures.program import Program
-from tests.retention.test_prune import Place, attached, is_new, silent, start, wait_until_idle
-
-
-@pytest.fixture(scope="module", params=[15, 18], ids=["pg15", "pg18"])
-def shared_server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[PostgresServer]:
-    made = start(tmp_path_factory.mktemp("safety") / "pg", request.param, logical_decoding_work_mem="64kB")
-    yield made
-    made.stop("immediate")
-    made.remove()
-
-
-@pytest.fixture
-def place(shared_server: PostgresServer, rdsrepl: Program, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
-    monkeypatch.setattr(prune_rules, "MIN_IDLE_SECONDS", 0.0)
-    monkeypatch.setenv("RDSREPL_STATE_DIR", str(rdsrepl.home / "state" / "rdsrepl"))
-    made = Place(shared_server, rdsrepl)
-    yield made
-    made.drop_slots()
 
 
 def read_part_of_a_large_transaction(place: Place, name: str) -> None:
