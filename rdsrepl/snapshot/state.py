@@ -1,44 +1,29 @@
 """The state of the snapshots of one slot: which were requested, and how far each table has come.
 
-It has two forms with one document: a file (``FileStore``) and a row of a table (``table_store.TableStore``). The
-process that streams the slot writes it; ``rdsrepl snapshot list`` reads it. A cursor in it decides which rows are not
-read again, so a document that is damaged, or of another slot, database or server, is an error, and never a new start.
+It has two forms with one document (``state_document``): a file (``state_file``) and a row of a table (``table_store``).
+The process that streams the slot writes it; ``rdsrepl snapshot list`` reads it. A cursor in it decides which rows are
+not read again, so a document that is damaged, or of another slot, database or server, is an error, and never a new
+start.
 """
 
 from __future__ import annotations
 
-import contextlib
-import json
-import os
-import time
-import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from enum import StrEnum
-from hashlib import sha256
-from io import FileIO
 from pathlib import Path
-from typing import Any, Final, Protocol, TypeVar
+from typing import Final, Protocol
 
-from rdsrepl.config import state_directory
-from rdsrepl.errors import BadState, BadValue, InUse, SinkFailed
+from rdsrepl.errors import BadValue
 from rdsrepl.postgres.sql_names import parse_name
 from rdsrepl.postgres.table_structures import TableName
 from rdsrepl.snapshot import requests
-from rdsrepl.snapshot.requests import Malformed, Method, Request
-from rdsrepl.state import json_lines
-from rdsrepl.state.json_lines import Damaged, require_int64, require_type
-from rdsrepl.text.escapes import shown
-
-T = TypeVar("T")
+from rdsrepl.snapshot.requests import Method, Request
 
 #: How many unfinished snapshots a slot can have: every role of the database may request one.
 MAX_UNFINISHED: Final = 100
 _MAX_ENDED: Final = 50
-_MAX_BYTES: Final = 256 << 20
-_VERSION: Final = 1
-LOCK_SECONDS: Final = 5.0
 
 
 class Status(StrEnum):
@@ -245,237 +230,8 @@ def parse_table(text: str) -> TablePlace:
     return TablePlace(parts[0], parts[1])
 
 
-def default_file(owner: StreamIdentity) -> Path:
-    """Return the file of a slot in the state directory."""
-    server, database = (sha256(text.encode()).hexdigest() for text in (owner.system_identifier, owner.database))
-    return state_directory() / "snapshots" / f"{server[:16]}-{database[:8]}-{owner.slot_name}.json"
-
-
-def forget(owner: StreamIdentity) -> None:
-    """Remove the default file of a slot that was dropped: a slot that is created later with its name has other changes.
-
-    A cursor of the old slot would leave out rows whose changes nothing has sent.
-    """
-    with contextlib.suppress(OSError):
-        default_file(owner).unlink(missing_ok=True)
-
-
-class FileStore:
-    """The state in a file, which is replaced in one step; ``FILE.lock`` beside it is locked by this process."""
-
-    def __init__(self, path: Path, owner: StreamIdentity) -> None:
-        self.path = path.resolve()  # a symbolic link stays one
-        self._owner = owner
-        self._lock: FileIO | None = None
-
-    def load(self) -> tuple[SnapshotState, ...]:
-        """Lock and read the file; see ``Store``."""
-        if self._lock is None:
-            self._lock = self._locked()
-        return read_file(self.path, self._owner) or ()
-
-    def save(self, snapshots: Sequence[SnapshotState]) -> None:
-        """Replace the file; see ``Store``."""
-        assert self._lock is not None, "load() claims the file"
-        try:
-            json_lines.replace_file(self.path, encode(self._owner, snapshots).encode(), sync=True)
-            json_lines.sync_directory(self.path.parent)
-        except OSError as exc:
-            raise _not_written(self.path, exc) from exc
-
-    def close(self) -> None:
-        """Release the lock; see ``Store``."""
-        if self._lock is not None:
-            self._lock.close()
-            self._lock = None
-
-    def _locked(self) -> FileIO:
-        path = self.path.with_name(f"{self.path.name}.lock")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            file = json_lines.open_regular(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, own=True)
-        except OSError as exc:
-            raise _not_written(path, exc) from exc
-        try:
-            json_lines.lock(file, path, LOCK_SECONDS, time.monotonic() + LOCK_SECONDS)
-        except TimeoutError as exc:
-            file.close()
-            raise InUse(
-                f"the snapshot state {shown(str(self.path))} is in use: {exc.strerror}",
-                hint="stop that process, or give another file: --state FILE",
-            ) from exc
-        except BaseException:
-            file.close()
-            raise
-        return file
-
-
-def _not_written(path: Path, exc: OSError) -> SinkFailed:
-    return SinkFailed(
-        f"could not write the snapshot state {shown(str(path))}: {exc.strerror or exc}",
-        hint="make the directory writable, or give another file: --state FILE",
-    )
-
-
-def read_file(path: Path, owner: StreamIdentity) -> tuple[SnapshotState, ...] | None:
-    """Return the state in a file, without a claim on it; None if there is no file.
-
-    Raises:
-        BadState: it cannot be read, is damaged, or is of another slot, database or server.
-    """
-    name = shown(str(path))
-    try:
-        with json_lines.open_regular(path, os.O_RDONLY, own=True) as file:
-            content = file.read(_MAX_BYTES + 1) or b""
-    except FileNotFoundError:
-        return None
-    except OSError as exc:
-        raise BadState(
-            f"could not read the snapshot state {name}: {exc.strerror or exc}",
-            hint="give a file of your own: --state FILE",
-        ) from exc
-    return decode(content, owner, where=name)
-
-
 def without_old(snapshots: Sequence[SnapshotState]) -> tuple[SnapshotState, ...]:
     """Return snapshots without those that ended long ago: every role can request any number of them."""
     ended = [one for one in snapshots if one.status.has_ended]
     left_out = {one.request.id for one in ended[: max(0, len(ended) - _MAX_ENDED)]}
     return tuple(one for one in snapshots if one.request.id not in left_out)
-
-
-def encode(owner: StreamIdentity, snapshots: Sequence[SnapshotState]) -> str:
-    """Return the document of a state; snapshots that ended long ago are left out."""
-    document: dict[str, Any] = {
-        "version": _VERSION,
-        "system_identifier": owner.system_identifier,
-        "database": owner.database,
-        "slot": owner.slot_name,
-        "snapshots": [_encoded(one) for one in without_old(snapshots)],
-    }
-    return json.dumps({**document, "checksum": _checksum(document)}) + "\n"
-
-
-def decode(
-    content: bytes | str, owner: StreamIdentity, *, where: str, remedy: str = "move it away, or give another --state"
-) -> tuple[SnapshotState, ...]:
-    """Return the state of a document.
-
-    Args:
-        content: the document.
-        owner: whose it must be.
-        where: the file or table, for errors.
-        remedy: how to begin without it.
-
-    Raises:
-        BadState: it is damaged, of another slot, database or server, or a newer version wrote it.
-    """
-    try:
-        document = require_type(json_lines.parse(content), dict)
-        version = require_type(document["version"], int)
-        if version > _VERSION:
-            raise BadState(
-                f"{where} was written by a newer version of this program", hint="use that version, or another --state"
-            )
-        checksum = require_int64(document.pop("checksum"))
-        if checksum != _checksum(document):
-            raise Damaged("its checksum is not right")
-        found = StreamIdentity(
-            *(require_type(document[name], str) for name in ("system_identifier", "database", "slot"))
-        )
-        if found != owner:
-            raise BadState(
-                f"{where} is the snapshot state of {shown(str(found))}, not of {shown(str(owner))}",
-                hint=f"if nothing needs its snapshots: {remedy}",
-            )
-        return tuple(_decoded(require_type(row, dict), owner) for row in require_type(document["snapshots"], list))
-    except (Damaged, Malformed, KeyError) as exc:
-        reason = f"{exc.args[0]} is missing" if isinstance(exc, KeyError) else str(exc)
-        raise BadState(
-            f"{where} is damaged: {shown(reason)}; how far its snapshots are is not known",
-            hint=f"start the snapshots again after this: {remedy}",
-        ) from None
-
-
-def _checksum(document: Mapping[str, Any]) -> int:
-    return zlib.crc32(json.dumps(document, sort_keys=True).encode())
-
-
-def _encoded(one: SnapshotState) -> dict[str, Any]:
-    return {
-        "request": requests.request_fields(one.request),
-        "status": one.status.value,
-        "reason": one.reason,
-        "started_at": None if one.started_at is None else one.started_at.isoformat(),
-        "ended_at": None if one.ended_at is None else one.ended_at.isoformat(),
-        "running_seconds": float(one.running_seconds),
-        "waits_for": one.waits_for,
-        "tables": [
-            {
-                "table": table.table,
-                "cursor": None if table.cursor is None else list(table.cursor),
-                "rows": table.rows,
-                "estimated_rows": table.estimated_rows,
-                "chunks": table.chunks,
-                "conflicts": table.conflicts,
-                "read_again": [list(key) for key in table.read_again],
-                "is_done": table.is_done,
-                "key": list(table.key),
-                "timeline": table.timeline,
-                "marker": table.marker,
-                "sent": list(table.sent),
-                "method": table.method.value,
-            }
-            for table in one.tables
-        ],
-    }
-
-
-def _decoded(row: dict[str, Any], owner: StreamIdentity) -> SnapshotState:
-    request = requests.request_of(require_type(row["request"], dict))
-    tables = tuple(_decoded_table(require_type(table, dict)) for table in require_type(row["tables"], list))
-    status = require_type(row["status"], str)
-    if request.slot != owner.slot_name or status not in Status.__members__:
-        raise Damaged("it has a snapshot of another slot, or a status that is not known")
-    return SnapshotState(
-        request,
-        Status(status),
-        _optional(row["reason"], lambda value: require_type(value, str)),
-        tables,
-        _optional(row["started_at"], json_lines.parse_time),
-        _optional(row["ended_at"], json_lines.parse_time),
-        require_type(row["running_seconds"], float),
-        _optional(row.get("waits_for"), lambda value: require_type(value, str)),  # added later
-    )
-
-
-def _decoded_table(row: dict[str, Any]) -> TableState:
-    return TableState(
-        table=require_type(row["table"], str),
-        cursor=_optional(row["cursor"], _key),
-        rows=require_int64(row["rows"]),
-        estimated_rows=_optional(row["estimated_rows"], require_int64),
-        chunks=require_int64(row["chunks"]),
-        conflicts=require_int64(row["conflicts"]),
-        read_again=tuple(_key(key) for key in require_type(row["read_again"], list)),
-        is_done=require_type(row["is_done"], bool),
-        key=_key(row["key"]),
-        timeline=require_int64(row["timeline"]),
-        marker=require_int64(row["marker"]),
-        method=_method(row.get("method", Method.chunks.value)),  # an earlier version did not write it
-        sent=_key(row.get("sent", [])),
-    )
-
-
-def _method(value: object) -> Method:
-    if (name := require_type(value, str)) not in Method.__members__:
-        raise Damaged("it has a method that is not known")
-    return Method(name)
-
-
-def _key(value: object) -> tuple[str, ...]:
-    return tuple(require_type(part, str) for part in require_type(value, list))
-
-
-def _optional(value: object, decoded: Callable[[object], T]) -> T | None:
-    return None if value is None else decoded(value)

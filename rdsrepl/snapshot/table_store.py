@@ -1,8 +1,8 @@
 """The state of a slot's snapshots in a table of the slot's database: the process can then run on any machine.
 
-Each slot has one row with the document of ``state.encode``. Its column ``writer`` has a random text of the process that
-claimed it; every write has it as a condition. The owner of a table can attach code to it that runs with the rights of
-the writer, so only the role itself and superusers may own it.
+Each slot has one row with the document (``state_document``). Its column ``writer`` has a random text of the process
+that claimed it; every write has it as a condition. The owner of a table can attach code to it that runs with the rights
+of the writer, so only the role itself and superusers may own it.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Final
 from rdsrepl import errors
 from rdsrepl.plan import Plan, Statement
 from rdsrepl.postgres.table_structures import SNAPSHOT_STATE_COLUMNS
-from rdsrepl.snapshot import state
+from rdsrepl.snapshot import state_document, state_file
 from rdsrepl.snapshot.requests import table_text
-from rdsrepl.snapshot.state import SnapshotState, StreamIdentity, TablePlace
+from rdsrepl.snapshot.state import FilePlace, Place, SnapshotState, Store, StreamIdentity, TablePlace
 from rdsrepl.text.commands import command
 from rdsrepl.text.escapes import shown
 
@@ -59,7 +59,7 @@ _READ: Final = "SELECT content FROM ONLY {} WHERE slot_name = %s"
 
 
 class TableStore:
-    """The state in a table; see ``state.Store``."""
+    """The state in a table; see ``Store``."""
 
     def __init__(self, place: TablePlace, owner: StreamIdentity, target: Target) -> None:
         self._place = place
@@ -77,7 +77,7 @@ class TableStore:
             BadState: the state is damaged, or of another slot, database or server.
             Denied, NotPrimary, Unreachable: the table cannot be written.
         """
-        empty, slot_name = state.encode(self._owner, ()), self._owner.slot_name
+        empty, slot_name = state_document.encode(self._owner, ()), self._owner.slot_name
         with _transaction(self._connected()) as conn:
             _lock(conn, self._place)
             conn.execute(_sql(_INSERT, self._place), (slot_name, self._writer, empty))
@@ -93,7 +93,7 @@ class TableStore:
             Refused, NotFound: the table was replaced by another.
             Denied, NotPrimary, Unreachable: the table cannot be written.
         """
-        content, slot_name = state.encode(self._owner, snapshots), self._owner.slot_name
+        content, slot_name = state_document.encode(self._owner, snapshots), self._owner.slot_name
         with _transaction(self._connected()) as conn:
             _lock(conn, self._place)
             saved = conn.execute(_sql(_SAVE, self._place), (content, slot_name, self._writer)).rowcount
@@ -117,14 +117,14 @@ class TableStore:
         return self._connection
 
 
-def open_store(place: state.Place, owner: StreamIdentity, target: Target) -> state.Store:
+def open_store(place: Place, owner: StreamIdentity, target: Target) -> Store:
     """Return the store of a place; nothing is opened before ``load``."""
     if isinstance(place, TablePlace):
         return TableStore(place, owner, target)
-    return state.FileStore(place.path or state.default_file(owner), owner)
+    return state_file.FileStore(place.path or state_file.default_file(owner), owner)
 
 
-def read(conn: Connection, place: state.Place, owner: StreamIdentity) -> tuple[SnapshotState, ...] | None:
+def read(conn: Connection, place: Place, owner: StreamIdentity) -> tuple[SnapshotState, ...] | None:
     """Return the state of a slot without a claim on it; None if there is none.
 
     Raises:
@@ -133,7 +133,7 @@ def read(conn: Connection, place: state.Place, owner: StreamIdentity) -> tuple[S
         BadState: the state is damaged, or of another slot, database or server.
     """
     if not isinstance(place, TablePlace):
-        return state.read_file(place.path or state.default_file(owner), owner)
+        return state_file.read_file(place.path or state_file.default_file(owner), owner)
     with _transaction(conn):
         _require_own(conn, place)
         row = conn.execute(_sql(_READ, place), (owner.slot_name,)).fetchone()
@@ -147,9 +147,7 @@ def owner_of(conn: Connection, slot_name: str) -> StreamIdentity:
     return StreamIdentity(server_identity.system_identifier(conn) or "unknown", conn.info.dbname, slot_name)
 
 
-def read_slots(
-    conn: Connection, place: state.Place, slot_name: str | None
-) -> dict[str, tuple[SnapshotState, ...] | None]:
+def read_slots(conn: Connection, place: Place, slot_name: str | None) -> dict[str, tuple[SnapshotState, ...] | None]:
     """Return the state of each pgoutput slot of the database, or of one slot; None where there is none; see ``read``.
 
     Raises:
@@ -157,7 +155,7 @@ def read_slots(
     """
     from rdsrepl.postgres import slots
 
-    if isinstance(place, state.FilePlace) and place.path is not None and slot_name is None:
+    if isinstance(place, FilePlace) and place.path is not None and slot_name is None:
         table = "" if place.path.exists() else f"; if it is a table: --state table:{place.path.name}"
         raise errors.BadValue(
             f"--state {place} is a file, which has the state of one slot", hint=f"add --slot NAME{table}"
@@ -235,7 +233,7 @@ def _require_own(conn: Connection, place: TablePlace) -> None:
 
 def _decoded(content: str, place: TablePlace, owner: StreamIdentity) -> tuple[SnapshotState, ...]:
     row = f"the row of slot {owner.slot_name} in {place}"
-    return state.decode(content, owner, where=row, remedy="delete that row, or give another --state")
+    return state_document.decode(content, owner, where=row, remedy="delete that row, or give another --state")
 
 
 def _sql(text: str, place: TablePlace) -> Composed:

@@ -18,7 +18,8 @@ from rdsrepl.postgres import server_identity
 from rdsrepl.sandbox.servers.postgres_server import PostgresServer
 from rdsrepl.snapshot import requests
 from rdsrepl.snapshot.requests import Control, Request, Verb
-from rdsrepl.snapshot.state import FileStore, SnapshotState, Status, StreamIdentity, TableState, default_file
+from rdsrepl.snapshot.state import SnapshotState, Status, StreamIdentity, TableState
+from rdsrepl.snapshot.state_file import FileStore, default_file
 from tests.fixtures.postgres import Database
 from tests.fixtures.program import Program, Result, complete
 from tests.fixtures.waiting import wait_until

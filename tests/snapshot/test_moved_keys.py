@@ -21,7 +21,8 @@ from rdsrepl.snapshot.chunk_table import ChunkTable, KeyColumn
 from rdsrepl.snapshot.incremental import MARKER_PREFIX, IncrementalSnapshots
 from rdsrepl.snapshot.requests import Control, Request, Verb, encode
 from rdsrepl.snapshot.shared_state import Chunk
-from rdsrepl.snapshot.state import FileStore, SnapshotState, Status, StreamIdentity
+from rdsrepl.snapshot.state import SnapshotState, Status, StreamIdentity
+from rdsrepl.snapshot.state_file import FileStore
 from rdsrepl.snapshot.transitions import Allowed
 from rdsrepl.snapshot.visibility import ServerSnapshot
 from rdsrepl.tail.formats.json_format import JsonFormat

@@ -17,7 +17,8 @@ import pytest
 from rdsrepl.postgres.table_structures import TableName
 from rdsrepl.snapshot.initial_state import InitialState
 from rdsrepl.snapshot.requests import Request
-from rdsrepl.snapshot.state import FileStore, SnapshotState, Status, StreamIdentity
+from rdsrepl.snapshot.state import SnapshotState, Status, StreamIdentity
+from rdsrepl.snapshot.state_file import FileStore
 from rdsrepl.snapshot.tables import SnapshotTable, TableRange
 from rdsrepl.tail.model import Relation
 from tests.fixtures.hints import require_commands_parse

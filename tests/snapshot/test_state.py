@@ -17,12 +17,11 @@ from psycopg import sql
 
 from rdsrepl import apply, errors
 from rdsrepl.config import Target
-from rdsrepl.snapshot import state, table_store
+from rdsrepl.snapshot import state_document, state_file, table_store
 from rdsrepl.snapshot.overview import progress, rows_per_second
 from rdsrepl.snapshot.requests import Control, Request, Verb
 from rdsrepl.snapshot.state import (
     FilePlace,
-    FileStore,
     SnapshotState,
     Status,
     StreamIdentity,
@@ -30,6 +29,7 @@ from rdsrepl.snapshot.state import (
     TableState,
     parse_place,
 )
+from rdsrepl.snapshot.state_file import FileStore
 from rdsrepl.snapshot.table_store import TableStore
 from rdsrepl.snapshot.transitions import Allowed, after
 from tests.fixtures.postgres import Database
@@ -66,8 +66,8 @@ def test_a_file_gives_back_what_was_saved(tmp_path: Path) -> None:
     assert path.stat().st_mode & 0o777 == 0o600
     with closing(FileStore(path, _OWNER)) as store:
         assert store.load() == _STATES
-    assert state.read_file(path, _OWNER) == _STATES
-    assert state.read_file(tmp_path / "none", _OWNER) is None
+    assert state_file.read_file(path, _OWNER) == _STATES
+    assert state_file.read_file(tmp_path / "none", _OWNER) is None
 
 
 def test_a_symbolic_link_stays_one(tmp_path: Path) -> None:
@@ -77,22 +77,22 @@ def test_a_symbolic_link_stays_one(tmp_path: Path) -> None:
         store.load()
         store.save(_STATES)
     assert (tmp_path / "link").is_symlink()
-    assert state.read_file(tmp_path / "volume" / "state.json", _OWNER) == _STATES
+    assert state_file.read_file(tmp_path / "volume" / "state.json", _OWNER) == _STATES
 
 
 def test_each_changed_byte_is_detected(tmp_path: Path) -> None:
     """Not one state with another cursor or count: that would leave out rows."""
-    content = state.encode(_OWNER, _STATES).encode()
+    content = state_document.encode(_OWNER, _STATES).encode()
     for at in range(len(content) - 1):
         changed = content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :]
         with pytest.raises(errors.BadState):
-            state.decode(changed, _OWNER, where="f")
+            state_document.decode(changed, _OWNER, where="f")
 
 
 @pytest.mark.parametrize("length", [0, 1, 50, -2])
 def test_a_truncated_file_is_damaged_and_stays(tmp_path: Path, length: int) -> None:
     path = tmp_path / "state.json"
-    path.write_text(state.encode(_OWNER, _STATES)[:length])
+    path.write_text(state_document.encode(_OWNER, _STATES)[:length])
     before = path.read_bytes()
     with closing(FileStore(path, _OWNER)) as store, pytest.raises(errors.BadState, match="is damaged") as caught:
         store.load()
@@ -110,32 +110,32 @@ def test_a_truncated_file_is_damaged_and_stays(tmp_path: Path, length: int) -> N
 )
 def test_the_state_of_something_else_is_refused(tmp_path: Path, owner: StreamIdentity, named: str) -> None:
     path = tmp_path / "state.json"
-    path.write_text(state.encode(_OWNER, _STATES))
+    path.write_text(state_document.encode(_OWNER, _STATES))
     with closing(FileStore(path, owner)) as store, pytest.raises(errors.BadState, match=named):
         store.load()
 
 
 def test_a_newer_version_is_named() -> None:
-    document = json.loads(state.encode(_OWNER, ()))
+    document = json.loads(state_document.encode(_OWNER, ()))
     with pytest.raises(errors.BadState, match="newer version"):
-        state.decode(json.dumps({**document, "version": 2}), _OWNER, where="f")
+        state_document.decode(json.dumps({**document, "version": 2}), _OWNER, where="f")
 
 
 def test_a_file_of_others_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "state.json"
-    path.write_text(state.encode(_OWNER, ()))
+    path.write_text(state_document.encode(_OWNER, ()))
     path.chmod(0o602)
     with pytest.raises(errors.BadState, match="another user owns it or can write to it"):
-        state.read_file(path, _OWNER)
+        state_file.read_file(path, _OWNER)
     os.mkfifo(tmp_path / "fifo")
     with pytest.raises(errors.BadState, match="not a regular file"):
-        state.read_file(tmp_path / "fifo", _OWNER)
+        state_file.read_file(tmp_path / "fifo", _OWNER)
 
 
 def test_one_process_has_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The lock of a process that was killed is gone with it."""
     path = tmp_path / "state.json"
-    monkeypatch.setattr(state, "LOCK_SECONDS", 0.0)
+    monkeypatch.setattr(state_file, "LOCK_SECONDS", 0.0)
     hold = "import fcntl, sys; f = open(sys.argv[1], 'w'); fcntl.flock(f, 2); print(flush=True); input()"
     lock = str(tmp_path / "state.json.lock")
     with subprocess.Popen([sys.executable, "-c", hold, lock], stdin=-1, stdout=-1) as holder:
@@ -162,7 +162,7 @@ def test_a_failed_write_keeps_the_state_before(tmp_path: Path) -> None:
 
 def test_ended_snapshots_are_forgotten_at_last() -> None:
     ended = [replace(_STATES[2], request=replace(_STATES[2].request, id=f"e{n}")) for n in range(200)]
-    kept = state.decode(state.encode(_OWNER, [_STATES[0], *ended]), _OWNER, where="f")
+    kept = state_document.decode(state_document.encode(_OWNER, [_STATES[0], *ended]), _OWNER, where="f")
     assert [one.request.id for one in kept] == ["a1", *(f"e{n}" for n in range(150, 200))]
 
 

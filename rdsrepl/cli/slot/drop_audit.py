@@ -14,7 +14,7 @@ from rdsrepl.cli.context import LogFormat, global_options
 from rdsrepl.errors import Error, OutcomeUnknown, Refused
 from rdsrepl.plan import Statement
 from rdsrepl.render import document
-from rdsrepl.snapshot import state as snapshot_state
+from rdsrepl.snapshot import state_file
 from rdsrepl.snapshot.state import StreamIdentity
 from rdsrepl.state import audit, streamed_slots
 from rdsrepl.text.counts import counted
@@ -91,7 +91,7 @@ class SlotAudit:
             return
         if failure is None and self._event == "slot_drop":
             streamed_slots.delete(self._where["server"], slot.slot_name)
-            snapshot_state.forget(StreamIdentity(self._where["server"], slot.database or "", slot.slot_name))
+            state_file.forget(StreamIdentity(self._where["server"], slot.database or "", slot.slot_name))
         outcome = self._done if failure is None else "unknown" if _is_outcome_unknown(failure) else f"not_{self._done}"
         entry = self._entry("outcome", step, slot, outcome=outcome)
         if failure is not None:
