@@ -96,8 +96,9 @@ class Tail:
         return self._clock.signals.received is not None
 
     def continue_after(self, batches: int) -> None:
-        """Begin with the batch after these, which the sink has already."""
+        """Begin with the batch after these, which the sink has already; they were the last change."""
         self._ledger.continue_after(batches)
+        self._clock.changed()
 
     def run(self) -> Summary:
         """Stream until a stop condition, a signal or an error that is not transient.

@@ -299,6 +299,21 @@ def test_a_copy_whose_state_cannot_be_written_names_the_remedy(
     assert "give another file: --state FILE" in result.err
 
 
+def test_the_time_of_the_copy_is_not_idle(db18: Database, rdsrepl: Program, tmp_path: Path) -> None:
+    """``--idle-exit`` counts from its end: the run ended before it had connected to the slot."""
+    db18.run("CREATE TABLE t (id int PRIMARY KEY)", "CREATE PUBLICATION p FOR TABLE t")
+    words = ("slot", "tail", "s", "--create", "pgoutput", "--snapshot", "--idle-exit", "1s")
+    with closing(db18.connect()) as conn:
+        conn.execute("BEGIN; SELECT pg_current_xact_id()")  # the snapshot waits for its end
+        process = rdsrepl.start(*words, "--to", f"file:{tmp_path / 'out'}", dsn=db18.dsn, stderr=subprocess.PIPE)
+        age = "SELECT clock_timestamp() - backend_start > '2 s' FROM pg_stat_activity WHERE backend_type = 'walsender'"
+        wait_until(lambda: db18.run(f"{age} AND datname = current_database()") == [(True,)], "it waits for two seconds")
+        conn.execute("COMMIT")
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    assert b"confirmed 0/0;" not in err, err
+
+
 def test_a_killed_snapshot_leaves_nothing(source: Database, rdsrepl: Program, tmp_path: Path) -> None:
     """Where the stream cannot go on: no slot is left, and the file is refused; a new file begins again."""
     out = tmp_path / "out.jsonl"
