@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from rdsrepl.snapshot.requests import Request
+from rdsrepl.snapshot.requests import Control, Method, Request, Verb
 from tests.fixtures.kinesis import AWS, STREAM, events, slot_of
 from tests.fixtures.kinesis import source as source
 from tests.fixtures.postgres import Database
@@ -55,3 +57,45 @@ def test_order_per_key(
         else:
             rows[number] = event["after"]["n"]
     assert rows == dict(source.run("SELECT id, n FROM t"))
+
+
+def test_a_table_without_a_key(source: Database, kinesis: KinesisServer, rdsrepl: Program, tmp_path: Path) -> None:
+    """Its TRUNCATE, rows and changes are in one shard; where they would not be, it is refused."""
+    source.run("CREATE TABLE log (a int)", "ALTER TABLE log REPLICA IDENTITY FULL", "ALTER PUBLICATION p ADD TABLE log")
+    source.run("INSERT INTO log SELECT i % 3 FROM generate_series(1, 60) i")
+    state = tmp_path / "state.json"
+    words = ("slot", "tail", slot_of(source), "--to", f"kinesis:{STREAM}", "--endpoint-url", kinesis.url)
+    words += ("--state", str(state), "--allow-snapshot-truncate")
+
+    def wait_for(status: str) -> dict[str, Any]:
+        def found() -> dict[str, Any] | None:
+            one = dict(json.loads(state.read_text())["snapshots"][0]) if state.exists() else {"status": ""}
+            return one if one["status"] == status else None
+
+        return dict(wait_until(found, f"it is {status}"))
+
+    process = rdsrepl.start(*words, "--partition-by", "transaction", dsn=source.dsn, env=AWS)
+    try:
+        signal(source, Request("one", slot_of(source), ("public.log",), chunk_rows=10, method=Method.slot))
+        assert "different shards" in wait_for("failed")["reason"]
+    finally:
+        process.terminate()
+        process.communicate()
+    process = rdsrepl.start(*words, dsn=source.dsn, env=AWS)
+    try:
+        signal(source, Control(Verb.resume, "one", slot_of(source)))
+        source.run("INSERT INTO log VALUES (7)", "DELETE FROM log WHERE a = 1")
+        wait_for("done")
+        source.run("INSERT INTO log VALUES (8)")
+        last = {"a": 8}
+        wait_until(lambda: any(event["after"] == last for _, event in events(kinesis)), "all of it is there")
+    finally:
+        process.terminate()
+        process.communicate()
+    found = [event for key, event in events(kinesis) if key == "public.log"]
+    begin = next(number for number, event in enumerate(found) if event["op"] == "t")
+    rows: Counter[int] = Counter()
+    for event in found[begin:]:
+        rows += Counter([event["after"]["a"]] if event["after"] else [])
+        rows -= Counter([event["before"]["a"]] if event["before"] else [])
+    assert rows == Counter(a for (a,) in source.run("SELECT a FROM log"))
