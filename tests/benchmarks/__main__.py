@@ -31,6 +31,7 @@ _ALL: Final = (
     "snapshot",
     "snapshot_rules",
     "snapshot_kills",
+    "snapshot_waits",
     "snapshot_stream",
     "replay_oracle",
     "identity",
