@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +33,8 @@ _KEEPALIVES: Final = {
 RDS_SUFFIXES: Final = (".rds.amazonaws.com", ".rds.amazonaws.com.cn")
 _LOCAL: Final = re.compile(r"(localhost|::1|127(\.\d{1,3}){3})\Z|[/@]")
 _NOT_CHOSEN: Final = "not chosen"
+# The environment belongs to the process, and several threads connect.
+_MARKING: Final = threading.Lock()
 
 
 def keywords(target: Target) -> dict[str, str]:
@@ -144,15 +147,16 @@ def _defaults(service: str | None) -> dict[str, str]:
     from psycopg import pq
 
     # libpq reads PGSERVICE here. The mark tells a chosen sslmode from libpq's default.
-    marks = {"PGSERVICE": service or os.environ.get("PGSERVICE"), "PGSSLMODE": os.environ.get("PGSSLMODE")}
-    before = dict(marks, PGSERVICE=os.environ.get("PGSERVICE"))
-    if not marks["PGSSLMODE"] and "PGREQUIRESSL" not in os.environ:
-        marks["PGSSLMODE"] = _NOT_CHOSEN
-    try:
-        _set_environment(marks)
-        return {option.keyword.decode(): (option.val or b"").decode() for option in pq.Conninfo.get_defaults()}
-    finally:
-        _set_environment(before)
+    with _MARKING:
+        marks = {"PGSERVICE": service or os.environ.get("PGSERVICE"), "PGSSLMODE": os.environ.get("PGSSLMODE")}
+        before = dict(marks, PGSERVICE=os.environ.get("PGSERVICE"))
+        if not marks["PGSSLMODE"] and "PGREQUIRESSL" not in os.environ:
+            marks["PGSSLMODE"] = _NOT_CHOSEN
+        try:
+            _set_environment(marks)
+            return {option.keyword.decode(): (option.val or b"").decode() for option in pq.Conninfo.get_defaults()}
+        finally:
+            _set_environment(before)
 
 
 def _set_environment(values: Mapping[str, str | None]) -> None:
