@@ -134,6 +134,11 @@ def keywords_and_options(target: Target) -> tuple[dict[str, str], str]:
                 and bundle.exists()
             ):
                 keywords["sslrootcert"] = str(bundle)
+    if not keywords.get("sslmode"):
+        # Explicit also where it is libpq's default: another thread may have set the mark while libpq connects.
+        is_system = keywords.get("sslrootcert", defaults["sslrootcert"]) == "system"
+        default = "verify-full" if is_system else "prefer"
+        keywords["sslmode"] = default if defaults["sslmode"] == _NOT_CHOSEN else defaults["sslmode"] or default
     # Every decoder and output format expects UTF8, whatever the encoding of the database.
     keywords["client_encoding"] = "UTF8"
     if "passfile" in keywords and "password" not in keywords:

@@ -32,3 +32,10 @@ def test_threads_that_connect_at_the_same_time_leave_the_environment_as_it_was(m
     first_is_done.set()
     other.join()
     assert "PGSSLMODE" not in os.environ
+
+
+def test_a_connection_does_not_read_the_mark_of_another_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PGSSLMODE", "not chosen")
+    local = Target(label="one", keywords={"host": "127.0.0.1"})
+    assert conninfo.keywords(local)["sslmode"] == "prefer"
+    assert conninfo.keywords(Target(label="two", keywords={"host": "db.example.com"}))["sslmode"] == "require"
