@@ -136,6 +136,10 @@ def run_case(server: PostgresServer, case: Case, directory: Path, kills: int, rn
             assert tail.poll() is None, f"{case.name}: ended by itself"
             tail.kill()
             tail.wait()
+    with closing(connect(server)) as conn:
+        # Commits are asynchronous here, and only flushed WAL is sent: a synchronous one flushes all before it.
+        conn.execute("SET synchronous_commit = on")
+        conn.execute("SELECT pg_logical_emit_message(true, 'end', '')")
     assert start("--until-now").wait() == 0
     with closing(connect(server)) as conn:
         wanted = [int(row[0]) for row in conn.execute("SELECT id FROM t ORDER BY id").fetchall()]
