@@ -17,10 +17,11 @@ from rdsrepl.lsn import Lsn
 from rdsrepl.postgres.table_structures import TableName
 from rdsrepl.snapshot import requests
 from rdsrepl.snapshot.held_changes import LaterWriter
+from rdsrepl.snapshot.marked_rows import Chunk, TableBlock
 from rdsrepl.snapshot.recorded_changes import ColumnsChanged, Key, RecordedChanges
 from rdsrepl.snapshot.recording import RecordingWriter, server_text
 from rdsrepl.snapshot.requests import Request
-from rdsrepl.snapshot.shared_state import Chunk, Recording, SharedState, TableBlock
+from rdsrepl.snapshot.shared_state import Recording, SharedState
 from rdsrepl.snapshot.state import Store
 from rdsrepl.snapshot.transitions import Allowed
 from rdsrepl.snapshot.visibility import ServerSnapshot

@@ -22,8 +22,9 @@ from rdsrepl.snapshot import chunk_table, chunks, copied_lines, pacing, row_sour
 from rdsrepl.snapshot.chunk_rows import ChunkRows, RowFormat
 from rdsrepl.snapshot.chunk_table import Altered, ChunkTable, Cursor
 from rdsrepl.snapshot.incremental import MARKER_PREFIX
+from rdsrepl.snapshot.marked_rows import Chunk, TableBlock
 from rdsrepl.snapshot.requests import Method, Request, table_text
-from rdsrepl.snapshot.shared_state import Chunk, Restarted, SharedState, TableBlock
+from rdsrepl.snapshot.shared_state import Restarted, SharedState
 from rdsrepl.snapshot.state import SnapshotState, Status, TableState
 from rdsrepl.snapshot.table_copy import CopiedRows
 from rdsrepl.snapshot.visibility import ServerSnapshot
@@ -274,6 +275,8 @@ class ReadSession:
                 for copied in found:
                     self._wait_for_turn()
                     self._send_block(place, fmt, copied)
+                    if copied.held.failure is not None:
+                        raise Refused(copied.held.failure)
         except Altered:
             raise Restarted from None
         self._snapshots.wait(self._run, for_all=True)

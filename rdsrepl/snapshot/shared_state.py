@@ -18,13 +18,12 @@ from rdsrepl.errors import Error, SinkFailed
 from rdsrepl.lsn import Lsn
 from rdsrepl.postgres.table_structures import TableName
 from rdsrepl.snapshot import transitions
-from rdsrepl.snapshot.chunk_rows import ChunkRows
-from rdsrepl.snapshot.chunk_table import ChunkTable, Cursor
+from rdsrepl.snapshot.chunk_table import Cursor
 from rdsrepl.snapshot.held_changes import HeldChanges
+from rdsrepl.snapshot.marked_rows import Chunk, TableBlock
 from rdsrepl.snapshot.requests import Control, Method, Signal
 from rdsrepl.snapshot.state import SnapshotState, Status, Store, TableState, without_old
 from rdsrepl.snapshot.transitions import Allowed, Transition
-from rdsrepl.snapshot.visibility import ServerSnapshot
 from rdsrepl.tail.model import Transaction
 from rdsrepl.tail.timelines import Timelines
 
@@ -42,58 +41,6 @@ _UNFINISHED: Final = (Status.running, Status.paused)
 
 class Restarted(Exception):
     """The run of the reader has ended: begin again from the state."""
-
-
-@dataclass(slots=True)
-class Chunk:
-    """Rows that wait for their marker.
-
-    Attributes:
-        snapshot_id, place: whose chunk it is: the snapshot, and the table's place in it.
-        number: of the chunk in the run.
-        rows: what was read.
-        seen: what the rows contain: the server's snapshot; on a replica a position up to which it had replayed.
-        cursor: the last key; None for a chunk by keys, or without rows.
-        size: of the rows in bytes, as the server sent them.
-        keys: of a chunk by keys.
-        is_last: whether no row comes after them.
-    """
-
-    snapshot_id: str
-    place: int
-    number: int
-    rows: ChunkRows
-    seen: ServerSnapshot | Lsn
-    cursor: Cursor | None
-    size: int
-    keys: tuple[Cursor, ...]
-    is_last: bool
-
-    @property
-    def table(self) -> ChunkTable:
-        """The table as it was when the rows were read."""
-        return self.rows.format.table
-
-
-@dataclass(slots=True)
-class TableBlock:
-    """Rows of a table without a key that wait for their marker.
-
-    Attributes:
-        snapshot_id, place, number, rows, size: see ``Chunk``.
-        held: the changes of the table.
-        is_first: whether a truncate comes before them.
-        is_last: whether no row comes after them; then the changes follow.
-    """
-
-    snapshot_id: str
-    place: int
-    number: int
-    rows: ChunkRows
-    size: int
-    held: HeldChanges
-    is_first: bool
-    is_last: bool
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,8 +21,8 @@ from rdsrepl.snapshot.chunk_rows import ChunkRows, RowFormat
 from rdsrepl.snapshot.chunk_table import ChunkTable
 from rdsrepl.snapshot.held_changes import HeldChanges
 from rdsrepl.snapshot.incremental import MARKER_PREFIX, IncrementalSnapshots
+from rdsrepl.snapshot.marked_rows import TableBlock
 from rdsrepl.snapshot.requests import PREFIX, Method, Request, encode
-from rdsrepl.snapshot.shared_state import TableBlock
 from rdsrepl.snapshot.state import SnapshotState, Status, TableState
 from rdsrepl.snapshot.transitions import Allowed
 from rdsrepl.tail.formats.json_format import JsonFormat

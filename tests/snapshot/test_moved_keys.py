@@ -19,8 +19,8 @@ from rdsrepl.snapshot import requests, shared_state, transitions
 from rdsrepl.snapshot.chunk_rows import ChunkRows, RowFormat
 from rdsrepl.snapshot.chunk_table import ChunkTable, KeyColumn
 from rdsrepl.snapshot.incremental import MARKER_PREFIX, IncrementalSnapshots
+from rdsrepl.snapshot.marked_rows import Chunk
 from rdsrepl.snapshot.requests import Control, Request, Verb, encode
-from rdsrepl.snapshot.shared_state import Chunk
 from rdsrepl.snapshot.state import SnapshotState, Status, StreamIdentity
 from rdsrepl.snapshot.state_file import FileStore
 from rdsrepl.snapshot.transitions import Allowed

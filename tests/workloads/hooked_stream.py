@@ -22,9 +22,10 @@ from rdsrepl.snapshot import incremental, requests, shared_state
 from rdsrepl.snapshot.chunk_rows import ChunkRows, RowFormat
 from rdsrepl.snapshot.chunk_table import ChunkTable, KeyColumn
 from rdsrepl.snapshot.incremental import MARKER_PREFIX, IncrementalSnapshots
+from rdsrepl.snapshot.marked_rows import Chunk
 from rdsrepl.snapshot.recorded_changes import Key, Row
 from rdsrepl.snapshot.requests import Control, Request, Verb, encode
-from rdsrepl.snapshot.shared_state import Chunk, Restarted
+from rdsrepl.snapshot.shared_state import Restarted
 from rdsrepl.snapshot.state import SnapshotState, Status
 from rdsrepl.snapshot.transitions import Allowed
 from rdsrepl.tail.formats.base import Values
