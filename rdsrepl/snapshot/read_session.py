@@ -262,6 +262,7 @@ class ReadSession:
         self._rows.wait_until_ended(self._is_over, self._wait_report)
         found = table_copy.read(
             self._rows.conn,
+            self._primary,
             stream.target,
             stream.checked,
             fmt.table,

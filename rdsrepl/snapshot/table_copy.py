@@ -28,6 +28,12 @@ _TIMEOUT_SECONDS: Final = 60.0
 _NEXT_XID: Final = """
 SELECT pg_catalog.pg_snapshot_xmax(pg_catalog.pg_current_snapshot())::text::numeric % 4294967296
 """
+# The catalog in the snapshot, and the files as they are now. To older snapshots a table that was rewritten is empty.
+_REWRITTEN: Final = """
+SELECT 1 FROM pg_catalog.pg_class c
+ WHERE (c.oid = %(oid)s OR c.oid IN (SELECT p.relid FROM pg_catalog.pg_partition_tree(%(oid)s::oid::regclass) p))
+   AND c.relkind = 'r' AND pg_catalog.pg_relation_filenode(c.oid) IS DISTINCT FROM c.relfilenode
+"""
 # Chunks are read by the index of the key; here there is none.
 _BY_PAGES: Final = "SET LOCAL enable_seqscan = on"
 
@@ -55,6 +61,7 @@ class CopiedRows:
 
 def read(
     rows: Connection,
+    current: Connection,
     target: Target,
     checked: PreflightResult,
     table: ChunkTable,
@@ -68,6 +75,7 @@ def read(
 
     Args:
         rows: the connection that reads, outside of a transaction.
+        current: another connection to the server, outside of a transaction.
         target: the same server, for the temporary slot.
         checked: the result of the preflight check of the stream.
         table: the table.
@@ -86,14 +94,14 @@ def read(
     size, is_first = 0, True
     # Its position is before that of the slot: what committed before it is of no use.
     held = HeldChanges(table.name, connection.current_lsn(rows))
+    record(held)
     with rows.transaction():
-        # The lock first: TRUNCATE and some forms of ALTER TABLE change what older snapshots see.
-        rows.execute(chunks.lock_statement(table))
-        record(held)
+        # The slot waits for transactions, which may wait for the table: it must not be locked before.
         with exported(target, checked, _TIMEOUT_SECONDS) as source:
             rows.execute(source.take_over_statement())
-            if not chunk_table.is_unchanged(rows, table):
-                raise Altered
+        rows.execute(chunks.lock_statement(table))
+        if not all(chunk_table.is_unchanged(conn, table) for conn in (rows, current)) or _is_rewritten(rows, table):
+            raise Altered
         held.since = source.position
         rows.execute(_BY_PAGES)
         row = rows.execute(_NEXT_XID).fetchone()
@@ -108,3 +116,8 @@ def read(
                     yield CopiedRows(lines, size, held, xid, is_first, is_last=False)
                     lines, size, is_first = [], 0, False
     yield CopiedRows(lines, size, held, xid, is_first, is_last=True)
+
+
+def _is_rewritten(rows: Connection, table: ChunkTable) -> bool:
+    """Return whether the table has another file than in the snapshot of the transaction, after TRUNCATE for example."""
+    return rows.execute(_REWRITTEN, {"oid": table.relation.oid}).fetchone() is not None

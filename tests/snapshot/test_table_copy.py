@@ -6,14 +6,20 @@ import json
 import random
 import threading
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psycopg
 import pytest
 
+from rdsrepl.config import Target
+from rdsrepl.postgres import connection
+from rdsrepl.snapshot import chunk_table, chunks, table_copy
+from rdsrepl.snapshot.chunk_table import Altered, ChunkTable
+from rdsrepl.snapshot.held_changes import HeldChanges
 from rdsrepl.snapshot.requests import Control, Method, Request, Verb
 from tests.fixtures.background import running
 from tests.fixtures.postgres import Database
@@ -210,3 +216,50 @@ def test_it_waits_for_transactions_slots_and_locks(source: Database, tail: Tail,
         caught_up(source)
     assert rows_of(tail.events()) == truth(source) and sum(truth(source).values()) == 1
     assert "Traceback" not in log.read_text()
+
+
+def copied(source: Database, record: Callable[[HeldChanges], None]) -> int:
+    """Copy the table as the reader does; return how many rows it has."""
+    checked: Any = SimpleNamespace(version=18, slot=SimpleNamespace(plugin="pgoutput"), has_timelines=True)
+    target = Target("source", source.dsn)
+    with connection.open(target) as rows, connection.open(target) as current:
+        rows.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
+        table = chunk_table.describe(rows, ("public", "log"), ["p"], Method.slot)
+        found = table_copy.read(
+            rows, current, target, checked, table, None, most_rows=100, record=record, is_stopped=lambda: False
+        )
+        return sum(len(one.lines) for one in found)
+
+
+def test_a_transaction_that_waits_for_the_table_does_not_wait_for_ever(source: Database) -> None:
+    """The slot waits for the transaction: if the table were locked already, each would wait for the other."""
+    thread = threading.Thread(
+        target=lambda: source.run("BEGIN; SELECT pg_current_xact_id(); LOCK TABLE log; INSERT INTO log VALUES (1); END")
+    )
+
+    def record(held: HeldChanges) -> None:
+        thread.start()
+        wait_until(
+            lambda: (
+                source.value("SELECT count(*) FROM log") == 2_001
+                or source.value("SELECT count(*) FROM pg_locks WHERE NOT granted AND relation = 'log'::regclass")
+            ),
+            "the transaction has ended, or waits",
+        )
+
+    assert copied(source, record) == 2_001
+    thread.join()
+
+
+@pytest.mark.parametrize("statement", ["TRUNCATE log", "VACUUM FULL log", "ALTER TABLE log DROP COLUMN x"])
+def test_a_table_that_is_altered_before_it_is_locked_is_described_again(
+    source: Database, monkeypatch: pytest.MonkeyPatch, statement: str
+) -> None:
+    def lock_statement(table: ChunkTable) -> Any:
+        source.run(statement)
+        return before(table)
+
+    before = chunks.lock_statement
+    monkeypatch.setattr(chunks, "lock_statement", lock_statement)
+    with pytest.raises(Altered):
+        copied(source, lambda _: None)
