@@ -22,6 +22,7 @@ from rdsrepl.lsn import Lsn
 from rdsrepl.sandbox.servers.postgres_server import PostgresServer
 from tests.benchmarks.measure import connect, own_server
 from tests.fixtures.program import Program
+from tests.fixtures.waiting import wait_until
 from tests.workloads.kcl_consumer import of_record
 from tests.workloads.kinesis_server import KinesisServer, reshard
 
@@ -137,6 +138,9 @@ class SteadyWriter(threading.Thread):
                 self.committed += ROWS
                 due = began + (self.committed - before) / self._per_second
                 time.sleep(max(0.0, due - time.monotonic()))
+
+
+_IS_STREAMED = "SELECT active FROM pg_replication_slots WHERE slot_name = 'faults'"
 
 
 @dataclass
@@ -261,6 +265,8 @@ def stream_with_faults(home: Path, size: FaultLoad) -> FaultResult:
                 tail.start()
                 if kill == size.kills // 2:
                     time.sleep(size.life_seconds[0])
+                    # A tail that starts while the server shuts down ends with an error, as every command does.
+                    wait_until(lambda: box.value(_IS_STREAMED), "the slot is streamed")
                     failing = time.monotonic()
                     box.run("-t", "sandbox", "cluster", "failover", "sandbox", "--yes")
                     failover_seconds = time.monotonic() - failing
