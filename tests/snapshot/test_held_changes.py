@@ -29,25 +29,10 @@ from rdsrepl.tail.formats.json_format import JsonFormat
 from rdsrepl.tail.formats.type_catalog import Catalog
 from rdsrepl.tail.model import Column, Relation, Transaction
 from rdsrepl.tail.timelines import Timelines
+from tests.workloads.hooked_stream import MemoryStore
 
 LOG = Relation(16400, "public", "log", "f", (Column("a", 23, -1, False),), key=frozenset())
 NAME = ("public", "log")
-
-
-class Memory:
-    """A state that is kept in memory."""
-
-    def __init__(self) -> None:
-        self.saved: tuple[SnapshotState, ...] = ()
-
-    def load(self) -> tuple[SnapshotState, ...]:
-        return self.saved
-
-    def save(self, snapshots: Sequence[SnapshotState]) -> None:
-        self.saved = tuple(snapshots)
-
-    def close(self) -> None:
-        """Nothing to release."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +54,7 @@ class Simulation:
         self.lines: list[dict[str, Any]] = []
         self.next = self.confirmed = 0
         self.restarts = 0
-        self.store = Memory()
+        self.store = MemoryStore()
         self.hook: IncrementalSnapshots | None = None
         self.starts()
 

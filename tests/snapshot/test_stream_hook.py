@@ -19,30 +19,28 @@ from rdsrepl.tail.formats.json_format import JsonFormat
 from rdsrepl.tail.formats.type_catalog import Catalog
 from rdsrepl.tail.model import Column, Relation, Transaction
 from rdsrepl.tail.timelines import Timelines
+from tests.workloads.hooked_stream import MemoryStore
 
 ITEMS = Relation(16400, "public", "items", "d", (Column("id", 23, -1, True), Column("v", 25, -1, False)))
 TABLES = frozenset({("public", "items")})
 
 
-class Memory:
-    """A state that is kept in memory, and can fail."""
+class Memory(MemoryStore):
+    """A state that can fail."""
 
-    def __init__(self) -> None:
-        self.saved: tuple[SnapshotState, ...] = ()
-        self.fails = False
+    fails = False
 
     def load(self) -> tuple[SnapshotState, ...]:
-        if self.fails:
-            raise SinkFailed("could not write the state")
-        return self.saved
+        self._fail()
+        return super().load()
 
     def save(self, snapshots: Sequence[SnapshotState]) -> None:
+        self._fail()
+        super().save(snapshots)
+
+    def _fail(self) -> None:
         if self.fails:
             raise SinkFailed("could not write the state")
-        self.saved = tuple(snapshots)
-
-    def close(self) -> None:
-        """Nothing to release."""
 
 
 @pytest.fixture

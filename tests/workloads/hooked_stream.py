@@ -50,20 +50,22 @@ class _Condition(threading.Condition):
         raise Blocked
 
 
-class _Store:
+class MemoryStore:
     """What is on disk: the state as it was saved last."""
 
     def __init__(self) -> None:
         self.saved: tuple[SnapshotState, ...] = ()
 
     def load(self) -> tuple[SnapshotState, ...]:
+        """Return it."""
         return self.saved
 
     def save(self, snapshots: Sequence[SnapshotState]) -> None:
+        """Replace it."""
         self.saved = tuple(snapshots)
 
     def close(self) -> None:
-        pass
+        """Nothing to release."""
 
 
 class _Writer:
@@ -93,7 +95,7 @@ class HookedStream(Output):
     def __init__(self, rng: random.Random, server: Server, *, from_standby: bool) -> None:
         super().__init__(rng)
         self._server, self._from_standby = server, from_standby
-        self._store = _Store()
+        self._store = MemoryStore()
         self._start()
 
     def _start(self) -> None:
